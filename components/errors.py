@@ -1,0 +1,23 @@
+"""The one error that means *the user can mend this*; the command line prints its single line and exits with 2."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(ValueError):
+    """A mistake in what the user gave: its text names the value, where it came from, what was expected and what to do next.
+
+    The text is one line; line breaks are folded so that a message from a library cannot spoil it.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(" ".join(message.split()))
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """The tail of an error about an unknown name: the nearest known one, or all of them when none is near."""
+    choices = sorted(known)
+    near = difflib.get_close_matches(name, choices, n=1, cutoff=0.5)
+    return f"did you mean {near[0]!r}?" if near else f"known: {', '.join(choices) or 'none'}"

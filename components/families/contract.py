@@ -1,0 +1,108 @@
+"""The contract that every model family keeps, so that one loop trains them all.
+
+A family is a `torch.nn.Module` built from its config alone. Its children are trained in *phases*; `loss` is pure, `after_step` is the only
+place where buffers change. To add a family: one file with a `Config` and a `Family`, one line in `components/families/catalogue.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import ClassVar, Literal
+
+from pydantic import Field
+from torch import Tensor, nn
+
+from components.config import Config
+from components.errors import UserError
+from components.training.context import Context
+
+Batch = Mapping[str, Tensor]  # column name -> (B, ...), as stored: images are uint8 (B, C, H, W)
+
+
+class Column(Config):
+    """One column of a data set: element type and the shape of one row."""
+
+    dtype: Literal["uint8", "uint16", "int32", "int64", "float32"]
+    shape: tuple[int, ...] = ()
+
+
+class DataShape(Config):
+    """What a family may know of its data before it is built: columns by name, and class names (empty when unlabelled)."""
+
+    columns: dict[str, Column]
+    class_names: tuple[str, ...] = ()
+
+
+class OptimizerConfig(Config):
+    """One phase's optimizer. Weight decay acts on matrices and kernels only, never on biases, norms, embeddings of rank below 2."""
+
+    name: Literal["adamw", "sgd"] = "adamw"
+    lr: float = Field(3e-4, gt=0, description="peak learning rate")
+    betas: tuple[float, float] = (0.9, 0.95)
+    eps: float = Field(1e-8, gt=0)
+    momentum: float = Field(0.0, ge=0, lt=1, description="sgd only")
+    weight_decay: float = Field(0.0, ge=0)
+
+
+@dataclass(frozen=True)
+class Phase:
+    """One optimizer's turn: the children it trains, on every `every`-th step from step `start` on."""
+
+    name: str
+    trains: tuple[str, ...]
+    every: int = 1
+    start: int = 0
+    optimizer: OptimizerConfig | None = None  # None: the run's
+
+    def active(self, step: int) -> bool:
+        return step >= self.start and (step - self.start) % self.every == 0
+
+
+@dataclass(frozen=True)
+class PhaseOutput:
+    """What `loss` returns: a scalar and detached scalars to show, each a mean over the call's rows, and summable statistics."""
+
+    loss: Tensor
+    metrics: dict[str, Tensor] = field(default_factory=dict)
+    stats: dict[str, Tensor] = field(default_factory=dict)  # summed over micro-batches and workers, then given to after_step
+
+
+class Family(nn.Module):
+    """Base of every model family; `design` notes: one child per network, no training state outside parameters and buffers."""
+
+    Config: ClassVar[type[Config]]
+    Sampler: ClassVar[type[Config] | None] = None  # the options of `sample`, where the family generates
+    phases: tuple[Phase, ...]
+    averaged: tuple[str, ...] = ()  # children that keep an exponential moving average of their weights when the run asks for it
+    recomputed: tuple[str, ...] = ()  # fnmatch patterns of module names for activation checkpointing
+    headline: ClassVar[tuple[str, Literal["min", "max"]]]  # the score of `evaluate` that says which checkpoint is best
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.config = config
+
+    @classmethod
+    def fit(cls, config: Config, data: DataShape) -> Config:
+        """The config with what the data decides (channels, classes) filled in; raises UserError when they cannot go together."""
+        raise NotImplementedError
+
+    def loss(self, phase: str, batch: Batch, ctx: Context) -> PhaseOutput:
+        """The phase's objective on this call's rows: no backward, no update, no buffer change, no global randomness."""
+        raise NotImplementedError
+
+    def after_step(self, phase: str, stats: dict[str, Tensor], ctx: Context) -> None:
+        """Buffer updates, once per optimizer step, from statistics already summed over all workers."""
+
+    def evaluate(self, batch: Batch, ctx: Context) -> dict[str, tuple[Tensor, Tensor]]:
+        """Scores as name -> (sum, count), so that halves add up to the whole; vectors of equal length are allowed."""
+        raise NotImplementedError
+
+    def sample(self, count: int, seed: int, sampler: Config) -> Tensor:
+        """`count` samples; equal seeds give equal samples. Families that do not generate raise UserError."""
+        raise UserError(f"{type(self).__name__} does not generate samples; choose a generative family")
+
+    def export(self, folder: Path) -> None:
+        """Writes a form that a public library opens. Families without one raise UserError."""
+        raise UserError(f"{type(self).__name__} has no export; its model folder is already safetensors and JSON")
