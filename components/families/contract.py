@@ -15,6 +15,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from components.config import Config
+from components.config import Config as AnyConfig
 from components.errors import UserError
 from components.training.context import Context
 
@@ -72,19 +73,19 @@ class PhaseOutput:
 class Family(nn.Module):
     """Base of every model family; `design` notes: one child per network, no training state outside parameters and buffers."""
 
-    Config: ClassVar[type[Config]]
-    Sampler: ClassVar[type[Config] | None] = None  # the options of `sample`, where the family generates
+    Config: ClassVar[type[AnyConfig]]
+    Sampler: ClassVar[type[AnyConfig] | None] = None  # the options of `sample`, where the family generates
     phases: tuple[Phase, ...]
     averaged: tuple[str, ...] = ()  # children that keep an exponential moving average of their weights when the run asks for it
     recomputed: tuple[str, ...] = ()  # fnmatch patterns of module names for activation checkpointing
     headline: ClassVar[tuple[str, Literal["min", "max"]]]  # the score of `evaluate` that says which checkpoint is best
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: AnyConfig) -> None:
         super().__init__()
         self.config = config
 
     @classmethod
-    def fit(cls, config: Config, data: DataShape) -> Config:
+    def fit(cls, config: AnyConfig, data: DataShape) -> AnyConfig:
         """The config with what the data decides (channels, classes) filled in; raises UserError when they cannot go together."""
         raise NotImplementedError
 
@@ -99,9 +100,17 @@ class Family(nn.Module):
         """Scores as name -> (sum, count), so that halves add up to the whole; vectors of equal length are allowed."""
         raise NotImplementedError
 
-    def sample(self, count: int, seed: int, sampler: Config) -> Tensor:
+    def finish(self, totals: Mapping[str, tuple[Tensor, Tensor]]) -> dict[str, float | list[float]]:
+        """The scores of a whole data set from its summed (sum, count) pairs: their quotients; override to derive others from them."""
+        return {name: (total / count).tolist() for name, (total, count) in totals.items()}
+
+    def sample(self, count: int, seed: int, sampler: AnyConfig) -> Tensor:
         """`count` samples; equal seeds give equal samples. Families that do not generate raise UserError."""
         raise UserError(f"{type(self).__name__} does not generate samples; choose a generative family")
+
+    def adopt(self, name: str, model: Family) -> None:
+        """Takes a trained model of an earlier stage (a tokenizer, a warm start); raises UserError for a name it has no use for."""
+        raise UserError(f"{type(self).__name__} has no use for a model named {name!r}; leave it out")
 
     def export(self, folder: Path) -> None:
         """Writes a form that a public library opens. Families without one raise UserError."""

@@ -1,0 +1,93 @@
+"""A Ray cluster for the time of one command: a local one, or an existing one by address; quiet, and checked before anything is asked of it."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from components.errors import UserError
+
+CONNECT_SECONDS = 5.0
+
+# What Ray reads in each process it starts. Workers stay in the driver's folder, prints come once, the controller looks five times a second.
+ENVIRONMENT = {
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "AWS_EC2_METADATA_DISABLED": "true",
+}
+
+
+@contextmanager
+def ray_cluster(address: str | None, cpus: int) -> Iterator[None]:
+    """Connects to the cluster at `address` (host:port), or starts one here with `cpus` logical CPUs, and leaves it at the end.
+
+    Raises UserError when nothing answers at `address`, or it is no Ray cluster of this version.
+    """
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    import ray
+
+    if ray.is_initialized():  # an outer program, or a test, has connected already
+        yield
+        return
+    if address is not None:
+        _require_answer(address)
+    try:
+        ray.init(
+            address=address or "local",
+            num_cpus=None if address else max(cpus, os.cpu_count() or 1),
+            include_dashboard=None if address else False,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            configure_logging=True,
+        )
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise UserError(
+            f"--address {address}: {str(error).splitlines()[0]}; give the host:port of a running Ray cluster of this version, "
+            f"with RAY_AUTH_MODE and RAY_AUTH_TOKEN set as on its nodes"
+        ) from error
+    for name in ("ray.train", "ray.data", "ray.tune"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def require_resources(workers: int, per_worker: dict[str, float]) -> None:
+    """Raises UserError with the sum when the cluster does not hold what a worker group asks."""
+    import ray
+
+    there = ray.cluster_resources()
+    for name, amount in per_worker.items():
+        asked = workers * amount
+        if asked > there.get(name, 0.0):
+            raise UserError(
+                f"{workers} workers x {amount:g} {name} = {asked:g} {name}, but the cluster has {there.get(name, 0.0):g}; "
+                f"ask for fewer workers or add nodes"
+            )
+
+
+def log_folder() -> str:
+    """Where Ray keeps the logs of this session's processes."""
+    from ray._private.worker import _global_node
+
+    return _global_node.get_logs_dir_path() if _global_node is not None else "/tmp/ray/session_latest/logs"
+
+
+def _require_answer(address: str) -> None:
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdigit():
+        raise UserError(f"--address {address!r} is not host:port; give the address that `ray start --head` printed, such as 10.0.0.5:6379")
+    try:
+        socket.create_connection((host, int(port)), CONNECT_SECONDS).close()
+    except OSError as error:
+        raise UserError(f"--address {address}: nothing answers ({error}); start a cluster with `ray start --head`, or leave out --address") from None

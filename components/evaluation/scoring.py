@@ -1,0 +1,57 @@
+"""Scores of a family over a data set: sums and counts in float64, merged over batches and workers, never means of means."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from components.data.dataset import Dataset
+from components.data.loader import evaluation_batches
+from components.families.contract import Family
+from components.training.communication import Communication
+from components.training.context import Context
+from components.training.randomness import Draws
+
+Scores = dict[str, float | list[float]]
+
+
+@torch.no_grad()
+def evaluate(
+    family: Family,
+    dataset: Dataset,
+    world: Communication | None = None,
+    batch_size: int = 256,
+    limit: int | None = None,
+    seed: int = 0,
+) -> Scores:
+    """Every score of `family.evaluate` over the rows (the first `limit`) of `dataset`, the same on all workers.
+
+    A vector stays a list. Raises UserError when there are no rows.
+    """
+    world = world or Communication()
+    device = next(family.parameters()).device
+    training = family.training
+    family.eval()
+    totals: dict[str, tuple[Tensor, Tensor]] = {}
+    try:
+        for number, batch in enumerate(evaluation_batches(dataset, batch_size, world.rank, world.size, limit)):
+            first_row = (number * world.size + world.rank) * batch_size
+            batch = {name: column.to(device, non_blocking=True) for name, column in batch.items()}
+            rows = next(iter(batch.values())).shape[0]
+            ctx = Context(0, "evaluate", Draws(seed, 0, "evaluate", first_row, device), rows, rows, Communication())
+            for name, (total, count) in family.evaluate(batch, ctx).items():
+                before = totals.get(name, (0.0, 0.0))
+                totals[name] = (before[0] + total.double(), before[1] + count.double())
+    finally:
+        family.train(training)
+    return family.finish(_merge(totals, world, device))
+
+
+def _merge(totals: dict[str, tuple[Tensor, Tensor]], world: Communication, device: torch.device) -> dict[str, tuple[Tensor, Tensor]]:
+    """Sums over workers. A worker without rows learns the names and shapes from none: it takes part by gathering objects."""
+    if world.size == 1:
+        return totals
+    gathered: list[dict[str, tuple[Tensor, Tensor]]] = [{} for _ in range(world.size)]
+    torch.distributed.all_gather_object(gathered, {name: (a.cpu(), b.cpu()) for name, (a, b) in totals.items()})
+    names = sorted({name for part in gathered for name in part})
+    return {name: tuple(sum(part[name][i] for part in gathered if name in part) for i in (0, 1)) for name in names}  # type: ignore[misc]

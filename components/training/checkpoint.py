@@ -1,0 +1,126 @@
+"""Checkpoints: safetensors and JSON, written by a background thread, visible only when whole, the newest and the best kept.
+
+A folder `step_00000100/` holds `model.safetensors`, `optimizer.safetensors`, `average.safetensors` and, written last, `checkpoint.json` with the checksum
+of each. Nothing in it depends on the number of workers: replicated state is written by rank 0 alone.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+from torch import Tensor
+
+from components import storage
+from components.errors import UserError
+
+COMMIT = "checkpoint.json"
+FORMAT_VERSION = 1
+
+State = dict[str, dict[str, Tensor]]  # file stem -> tensors by name
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A complete checkpoint read back: the step that comes next, its state and the held-out score it was kept for."""
+
+    step: int
+    family: str
+    state: State
+
+
+class CheckpointFolder:
+    """The checkpoints of one run below `url`."""
+
+    def __init__(self, url: str, keep_last: int = 1, keep_best: int = 0, best_is: str = "min") -> None:
+        self.url = url
+        self._keep_last, self._keep_best, self._best_is = keep_last, keep_best, best_is
+        self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
+        self._pending: Future[None] | None = None
+
+    def save(self, step: int, family: str, state: State, score: float | None = None) -> None:
+        """Copies the state to the host and returns; the write goes on behind. Waits for (and raises from) the write before it."""
+        self.wait()
+        on_host = {stem: {name: t.detach().to("cpu", copy=True).contiguous() for name, t in part.items()} for stem, part in state.items()}
+        self._pending = self._writer.submit(self._write, step, family, on_host, score)
+
+    def wait(self) -> None:
+        """Returns when the last save is on storage; raises what went wrong with it."""
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            pending.result()
+
+    def close(self) -> None:
+        try:
+            self.wait()
+        finally:
+            self._writer.shutdown()
+
+    def steps(self) -> list[int]:
+        """Steps of the complete checkpoints, ascending."""
+        names = [name for name in storage.list_names(self.url) if name.startswith("step_")]
+        return sorted(int(name.removeprefix("step_")) for name in names if storage.exists(storage.join(self.url, name, COMMIT)))
+
+    def latest(self) -> Checkpoint | None:
+        steps = self.steps()
+        return self.read(steps[-1]) if steps else None
+
+    def best(self) -> Checkpoint | None:
+        """The checkpoint with the best held-out score; the earlier one of equals."""
+        ranked = self._ranked(self._manifests())
+        return self.read(ranked[0]) if ranked else None
+
+    def read(self, step: int) -> Checkpoint:
+        """Raises UserError naming the file and both checksums when it was altered, or the version when it is of another."""
+        folder = self._folder(step)
+        manifest = storage.read_json(storage.join(folder, COMMIT))
+        if manifest.get("format_version") != FORMAT_VERSION:
+            raise UserError(f"checkpoint {folder} has format version {manifest.get('format_version')}, this Raymill reads {FORMAT_VERSION}")
+        state: State = {}
+        with tempfile.TemporaryDirectory() as scratch:
+            for name, expected in manifest["sha256"].items():
+                local = Path(scratch) / name
+                storage.download(storage.join(folder, name), str(local))
+                found = storage.sha256_file(str(local))
+                if found != expected:
+                    raise UserError(
+                        f"checkpoint file {storage.join(folder, name)} was altered: sha256 {found}, expected {expected}; "
+                        f"remove {folder} to go on from an earlier checkpoint"
+                    )
+                state[local.stem] = safetensors.torch.load_file(local)
+        return Checkpoint(manifest["step"], manifest["family"], state)
+
+    def _write(self, step: int, family: str, state: State, score: float | None) -> None:
+        with tempfile.TemporaryDirectory() as scratch:
+            local = Path(scratch) / "checkpoint"
+            local.mkdir()
+            for stem, tensors in state.items():
+                safetensors.torch.save_file(tensors, local / f"{stem}.safetensors")
+            sums = {file.name: storage.sha256_file(str(file)) for file in sorted(local.iterdir())}
+            manifest: dict[str, Any] = {"format_version": FORMAT_VERSION, "step": step, "family": family, "score": score, "sha256": sums}
+            storage.write_json(str(local / COMMIT), manifest)
+            storage.remove(self._folder(step))
+            storage.upload_folder(str(local), self._folder(step), last=COMMIT)
+        self._prune()
+
+    def _prune(self) -> None:
+        manifests = self._manifests()
+        keep = set(sorted(manifests)[-self._keep_last :]) | set(self._ranked(manifests)[: self._keep_best])
+        for step in set(manifests) - keep:
+            storage.remove(storage.join(self._folder(step), COMMIT))  # first the commit: what is half removed is no checkpoint
+            storage.remove(self._folder(step))
+
+    def _manifests(self) -> dict[int, dict[str, Any]]:
+        return {step: storage.read_json(storage.join(self._folder(step), COMMIT)) for step in self.steps()}
+
+    def _ranked(self, manifests: dict[int, dict[str, Any]]) -> list[int]:
+        sign = 1 if self._best_is == "min" else -1
+        scored = [(sign * m["score"], step) for step, m in manifests.items() if m["score"] is not None]
+        return [step for _, step in sorted(scored)]
+
+    def _folder(self, step: int) -> str:
+        return storage.join(self.url, f"step_{step:08d}")

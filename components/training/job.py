@@ -1,0 +1,123 @@
+"""A training job as a value, and its execution by one worker: data in, a run folder with record, checkpoints and a model folder out."""
+
+from __future__ import annotations
+
+import platform
+import time
+from contextlib import nullcontext
+from dataclasses import replace
+from typing import Any
+
+import torch
+from pydantic import Field
+
+from components import storage
+from components.config import Config, fingerprint
+from components.data.dataset import Dataset
+from components.errors import UserError
+from components.families.contract import Family
+from components.families.model_folder import COMMIT as MODEL_COMMIT
+from components.families.model_folder import family_class, load_model, save_model
+from components.training.checkpoint import CheckpointFolder
+from components.training.config import TrainConfig
+from components.training.loop import Trainer, check_fits, train
+from components.training.outlet import Outlet
+from components.training.randomness import derive_seed
+from components.training.record import RunRecord
+
+
+class TrainingJob(Config):
+    """Everything that decides a run's result, and where it lies. Workers, devices and clusters are not part of it."""
+
+    family: str
+    model: dict[str, Any] = Field(default_factory=dict, description="the family's config")
+    train: TrainConfig = TrainConfig()
+    data: str = Field(description="data set folder or URL")
+    run: str = Field(description="run folder or URL")
+    children: dict[str, str] = Field(default_factory=dict, description="name -> model folder of an earlier stage's model")
+    children_kept: tuple[str, ...] = Field((), description="children that are copied into the model folder")
+
+    def identity(self) -> str:
+        """What must not change between a run and its resumption."""
+        return fingerprint({"family": self.family, "model": self.model, "train": self.train.to_json()})
+
+
+def finished(job: TrainingJob) -> bool:
+    """Whether the run has published its model."""
+    return storage.exists(storage.join(job.run, "model", MODEL_COMMIT))
+
+
+def build(job: TrainingJob, data: Dataset) -> Family:
+    """The family on its data with freshly drawn weights, equal on every worker; raises UserError when config, data or children do not fit."""
+    cls = family_class(job.family)
+    children = {name: load_model(url) for name, url in job.children.items()}
+    config = cls.fit(cls.Config.parse(job.model, f"model config of {job.family}"), data.shape)
+    with torch.random.fork_rng():
+        torch.manual_seed(derive_seed(job.train.seed, "weights"))
+        family = cls(config)
+    for name, child in children.items():
+        family.adopt(name, child)
+    return family
+
+
+def execute(job: TrainingJob, outlet: Outlet) -> None:
+    """Runs the job on this worker, from its last checkpoint if there is one; does nothing when it has finished.
+
+    Raises UserError for a run folder of another job, and for what `build` and `train` refuse.
+    """
+    if finished(job):
+        return
+    check_fits(job.train, outlet.world.size)
+    data = Dataset.open(job.data, "train")
+    held_out = Dataset.open(job.data, "test") if "test" in data.splits else None
+    if job.train.evaluate_every and held_out is None:
+        raise UserError(f"train.evaluate_every={job.train.evaluate_every} needs held-out rows, but {job.data} has no test split; set it to 0")
+    started = time.perf_counter()
+    trainer = Trainer(build(job, data), job.train, outlet)
+    checkpoints = CheckpointFolder(storage.join(job.run, "checkpoints"), job.train.keep_last, job.train.keep_best, trainer.family.headline[1])
+    record = RunRecord(job.run)
+    _resume(job, trainer, checkpoints, record)
+    outlet.world.barrier()  # every worker has read the checkpoint before rank 0 may replace it
+    outlet = replace(outlet, record=record)
+    trainer.outlet = outlet
+    if outlet.world.rank == 0:
+        record.start(trainer.step, _parameters(job, trainer, outlet))
+    resumed_from = trainer.step
+    train(trainer, data, held_out, checkpoints, job.family)
+    outlet.world.barrier()
+    best = checkpoints.best() if job.train.publish == "best" else None
+    if best is not None:
+        trainer.restore(best)
+    scores = trainer.evaluate(held_out, None) if held_out is not None else {}
+    if outlet.world.rank == 0:
+        with trainer.average.in_place() if trainer.average else nullcontext():
+            save_model(trainer.family, storage.join(job.run, "model"), {name: job.children[name] for name in job.children_kept})
+        seconds = time.perf_counter() - started
+        record.finish({"scores": scores, "seconds": seconds, "steps_this_start": job.train.steps - resumed_from})
+    outlet.world.barrier()
+
+
+def _resume(job: TrainingJob, trainer: Trainer, checkpoints: CheckpointFolder, record: RunRecord) -> None:
+    known = record.info().get("identity")
+    if known is not None and known != job.identity():
+        raise UserError(f"run folder {job.run} belongs to another job ({known}, this is {job.identity()}); choose another folder")
+    checkpoint = checkpoints.latest()
+    if checkpoint is None:
+        return
+    if checkpoint.family != job.family:
+        raise UserError(f"{job.run} holds checkpoints of family {checkpoint.family!r}, the job trains {job.family!r}; choose another folder")
+    trainer.restore(checkpoint)
+
+
+def _parameters(job: TrainingJob, trainer: Trainer, outlet: Outlet) -> dict[str, Any]:
+    return {
+        "identity": job.identity(),
+        "job": job.to_json(),
+        "config": trainer.family.config.to_json(),
+        "workers": outlet.world.size,
+        "device": str(outlet.device),
+        "threads_per_worker": torch.get_num_threads(),
+        "parameters": sum(p.numel() for p in trainer.family.parameters()),
+        "versions": {"python": platform.python_version(), "torch": torch.__version__},
+        "steps": job.train.steps,
+    }

@@ -1,0 +1,232 @@
+"""The training loop, one for every family, on one process or many.
+
+    for each step: for each active phase: freeze the rest -> loss (DDP) -> backward -> clip -> optimizer step -> after_step
+                   average the weights -> record, evaluate, checkpoint when due
+
+Each phase is a small module that registers only what the phase trains and whose forward is the family's loss; DistributedDataParallel (Li et al. 2020,
+arXiv 2006.15704) wraps that, so there are no unused parameters and no buffer broadcasts. A step's rows, order and random numbers are computed from its
+number, so a run that was stopped goes on with the same bits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from components.data.dataset import Dataset
+from components.data.loader import Loader
+from components.errors import UserError
+from components.evaluation.scoring import Scores, evaluate
+from components.families.contract import Batch, Family, Phase, PhaseOutput
+from components.training.checkpoint import Checkpoint, CheckpointFolder, State
+from components.training.communication import rows_of
+from components.training.config import TrainConfig
+from components.training.context import Context
+from components.training.measures import Measures
+from components.training.optimization import (
+    WeightAverage,
+    learning_rate_factor,
+    make_optimizer,
+    optimizer_tensors,
+    restore_optimizer,
+)
+from components.training.outlet import Outlet
+from components.training.randomness import LANE, Draws
+from components.training.recompute import recompute
+
+
+class PhaseModule(nn.Module):
+    """What DDP wraps: the children one phase trains, and the family's loss as forward."""
+
+    def __init__(self, family: Family, phase: Phase, precision: str) -> None:
+        super().__init__()
+        self._family = (family,)  # in a tuple, so that the children of other phases are not registered here
+        self.phase = phase
+        self._autocast = precision == "bfloat16"
+        for number, name in enumerate(phase.trains):
+            self.add_module(f"child{number}", family.get_submodule(name))
+
+    def forward(self, batch: Batch, ctx: Context) -> PhaseOutput:
+        with torch.autocast(ctx.random.device.type, torch.bfloat16, enabled=self._autocast):
+            return self._family[0].loss(self.phase.name, batch, ctx)
+
+
+class Turn:
+    """One phase with its wrapped module, its optimizer and the names of its parameters."""
+
+    def __init__(self, family: Family, phase: Phase, config: TrainConfig, distributed: bool) -> None:
+        self.phase = phase
+        self.settings = phase.optimizer or config.optimizer
+        self.parameters = {
+            f"{child}.{name}": parameter
+            for child in phase.trains
+            for name, parameter in family.get_submodule(child).named_parameters()
+        }
+        self.optimizer = make_optimizer(self.parameters, self.settings)
+        module = PhaseModule(family, phase, config.precision)
+        self.module: nn.Module = module
+        if distributed:
+            self.module = DistributedDataParallel(module, broadcast_buffers=False, gradient_as_bucket_view=True)
+
+
+class Trainer:
+    """The state of one run on one worker: the family, a turn for each phase, the averages and the step that comes next."""
+
+    def __init__(self, family: Family, config: TrainConfig, outlet: Outlet) -> None:
+        self.family, self.config, self.outlet = family.to(outlet.device), config, outlet
+        self.world = outlet.world
+        if config.recompute:
+            recompute(family, family.recomputed, config.recompute)
+        for tensor in family.state_dict().values():
+            self.world.broadcast(tensor)
+        self.turns = [Turn(family, phase, config, self.world.size > 1) for phase in family.phases]
+        self.average = WeightAverage(family, config.ema_decay) if config.ema_decay else None
+        self.step = 0
+        self._free: Turn | None = None  # the phase whose parameters take gradients now
+
+    def train_step(self, batch: Batch, measures: Measures) -> None:
+        """One optimizer step of every active phase on this worker's rows of the global batch."""
+        for turn in self.turns:
+            if turn.phase.active(self.step):
+                self._run(turn, batch, measures)
+        if self.average:
+            self.average.update(self.step)
+        self.step += 1
+
+    def _run(self, turn: Turn, batch: Batch, measures: Measures) -> None:
+        self._free_only(turn)
+        turn.optimizer.zero_grad(set_to_none=True)
+        stats: dict[str, Tensor] = {}
+        micro_batches = list(self._micro_batches(turn.phase, batch))
+        for number, (part, ctx) in enumerate(micro_batches):
+            share = ctx.rows / ctx.global_rows
+            reduce_now = self.world.size == 1 or number == len(micro_batches) - 1
+            with nullcontext() if reduce_now else turn.module.no_sync():  # type: ignore[operator]
+                with measures.count_flops(turn.phase.name):
+                    output: PhaseOutput = turn.module(part, ctx)
+                # DDP divides the sum of gradients by the number of workers: this makes it the mean over the global batch, uneven shares too.
+                (output.loss * (share * self.world.size)).backward()
+            for name, value in output.stats.items():
+                stats[name] = stats[name] + value if name in stats else value
+            measures.add(output.metrics | {f"loss.{turn.phase.name}": output.loss.detach()}, share)
+        self._update(turn, measures)
+        self.family.after_step(turn.phase.name, self._summed(stats), self._context(turn.phase, slice(0, self.config.batch_size)))
+
+    def _update(self, turn: Turn, measures: Measures) -> None:
+        gradients = [p.grad for p in turn.parameters.values() if p.grad is not None]
+        norm = nn.utils.get_total_norm(gradients)  # of averaged gradients: the same bits on every worker
+        if self.config.clip_norm is not None:
+            nn.utils.clip_grads_with_norm_(turn.parameters.values(), self.config.clip_norm, norm)
+        lr = turn.settings.lr * learning_rate_factor(self.step, self.config)
+        for group in turn.optimizer.param_groups:
+            group["lr"] = lr
+        turn.optimizer.step()
+        measures.see(turn.phase.name, norm, lr)
+
+    def _micro_batches(self, phase: Phase, batch: Batch) -> Iterator[tuple[Batch, Context]]:
+        config, world = self.config, self.world
+        mine = rows_of(world.rank, world.size, config.batch_size, LANE)
+        rows = mine.stop - mine.start
+        for number in range(config.accumulate):
+            part = rows_of(number, config.accumulate, rows, LANE)
+            ctx = self._context(phase, slice(mine.start + part.start, mine.start + part.stop))
+            yield {name: column[part] for name, column in batch.items()}, ctx
+
+    def _context(self, phase: Phase, rows: slice) -> Context:
+        draws = Draws(self.config.seed, self.step, phase.name, rows.start, self.outlet.device)
+        return Context(self.step, phase.name, draws, rows.stop - rows.start, self.config.batch_size, self.world)
+
+    def _free_only(self, turn: Turn) -> None:
+        if self._free is turn:
+            return
+        self.family.requires_grad_(False)
+        for parameter in turn.parameters.values():
+            parameter.requires_grad_(True)
+        self._free = turn
+
+    def _summed(self, stats: dict[str, Tensor]) -> dict[str, Tensor]:
+        if self.world.size == 1 or not stats:
+            return stats
+        total = self.world.sum(torch.cat([value.flatten() for value in stats.values()]))  # one collective for all
+        parts = total.split([value.numel() for value in stats.values()])
+        return {name: part.view_as(value) for (name, value), part in zip(stats.items(), parts, strict=True)}
+
+    def evaluate(self, held_out: Dataset, limit: int | None) -> Scores:
+        """Scores on held-out rows, with averaged weights where there are any."""
+        with self.average.in_place() if self.average else nullcontext():
+            return evaluate(self.family, held_out, self.world, limit=limit)
+
+    def state(self) -> State:
+        """All that resuming needs besides the step, by file."""
+        parts: State = {"model": dict(self.family.state_dict()), "optimizer": {}}
+        for turn in self.turns:
+            tensors = optimizer_tensors(turn.parameters, turn.optimizer)
+            parts["optimizer"] |= {f"{turn.phase.name}/{name}": value for name, value in tensors.items()}
+        if self.average:
+            parts["average"] = self.average.average
+        return parts
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """The inverse of `state`."""
+        self.family.load_state_dict(checkpoint.state["model"])
+        for turn in self.turns:
+            prefix = f"{turn.phase.name}/"
+            mine = {k.removeprefix(prefix): v for k, v in checkpoint.state["optimizer"].items() if k.startswith(prefix)}
+            restore_optimizer(turn.parameters, turn.optimizer, mine)
+        if self.average:
+            for name, value in checkpoint.state["average"].items():
+                self.average.average[name].copy_(value)
+        self.step = checkpoint.step
+
+
+def train(trainer: Trainer, data: Dataset, held_out: Dataset | None, checkpoints: CheckpointFolder, family_name: str) -> None:
+    """Trains from the trainer's step to the end of its config; every checkpoint is on storage when it returns.
+
+    Raises UserError when the loss or a gradient stops being finite; checkpoints hold finite states only.
+    """
+    config, outlet, world = trainer.config, trainer.outlet, trainer.world
+    family = trainer.family.train()
+    loader = Loader(data, config.batch_size, config.seed, world.rank, world.size)
+    measures = Measures(outlet.device, world, config.batch_size)
+    for batch in loader.batches(trainer.step, config.steps):
+        trainer.train_step(_on_device(batch, outlet.device), measures)
+        step, last = trainer.step, trainer.step == config.steps
+        due = _due(config, step, last)
+        if not any(due.values()):
+            continue
+        row = measures.read(step, loader.seconds_waited)
+        scores = trainer.evaluate(held_out, config.evaluate_rows) if due["evaluate"] and held_out is not None else {}
+        if due["checkpoint"] and world.rank == 0:
+            score = scores.get(family.headline[0])
+            checkpoints.save(step, family_name, trainer.state(), score if isinstance(score, float) else None)
+        numbers = {f"held_out.{name}": value for name, value in scores.items() if isinstance(value, float)}
+        outlet.report(row | numbers, flush=due["checkpoint"])
+        measures.restart()
+    if world.rank == 0:
+        checkpoints.close()
+
+
+def _due(config: TrainConfig, step: int, last: bool) -> dict[str, bool]:
+    return {
+        "log": last or step % config.log_every == 0,
+        "checkpoint": last or step % config.checkpoint_every == 0,
+        "evaluate": config.evaluate_every > 0 and step % config.evaluate_every == 0,
+    }
+
+
+def _on_device(batch: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:
+    return {name: column.to(device, non_blocking=True) for name, column in batch.items()}
+
+
+def check_fits(config: TrainConfig, world_size: int) -> None:
+    """Raises UserError when the global batch cannot be cut for so many workers and micro-batches."""
+    lanes = -(-config.batch_size // LANE)
+    if lanes < world_size * config.accumulate:
+        raise UserError(
+            f"train.batch_size={config.batch_size} has {lanes} groups of {LANE} rows, too few for {world_size} workers x "
+            f"accumulate={config.accumulate}; raise batch_size to at least {LANE * world_size * config.accumulate}"
+        )

@@ -1,0 +1,48 @@
+"""How well the hardware is used: floating-point operations of the model, the device's peak, peak memory."""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+# Dense bf16 peaks from the makers' data sheets, in FLOP/s, by a part of the device's name.
+_GPU_PEAKS = {"H200": 989e12, "H100": 989e12, "B200": 2250e12, "A100": 312e12, "L40S": 362e12, "L4": 121e12, "A10": 125e12, "V100": 125e12}
+
+
+class ForwardFlops(FlopCounterMode):
+    """Counts the operations of a forward pass inside a `with` block, silently."""
+
+    def __init__(self) -> None:
+        super().__init__(display=False)
+
+    @property
+    def training(self) -> int:
+        """Operations of forward and backward, by the usual rule of three times the forward's (recomputation not counted)."""
+        return 3 * self.get_total_flops()
+
+
+def peak_flops(device: torch.device) -> float | None:
+    """The device's peak in FLOP/s: from data sheets on GPUs (None for an unknown one), measured by matrix products on a CPU."""
+    if device.type == "cuda":
+        name = torch.cuda.get_device_name(device)
+        return next((peak for part, peak in _GPU_PEAKS.items() if part in name), None)
+    size = 384
+    a, b = torch.ones(size, size), torch.ones(size, size)
+    best = float("inf")
+    for _ in range(6):
+        start = time.perf_counter()
+        a @ b
+        best = min(best, time.perf_counter() - start)
+    return 2 * size**3 / best
+
+
+def peak_memory_bytes(device: torch.device) -> int:
+    """The most memory so far: of the device on a GPU, of the process on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    rss = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return rss if sys.platform == "darwin" else rss * 1024
