@@ -70,6 +70,17 @@ class PhaseOutput:
     stats: dict[str, Tensor] = field(default_factory=dict)  # summed over micro-batches and workers, then given to after_step
 
 
+@dataclass(frozen=True)
+class Proof:
+    """The smallest setting in which a family shows the nine promises of the house: a tiny model on real data that learns in seconds."""
+
+    data: Literal["images", "codes"]  # what it learns from: small grey images, or grids of codes
+    model: dict[str, object]  # config values
+    optimizer: OptimizerConfig
+    steps: int  # in which the held-out headline score improves ...
+    improves: float  # ... to at most this fraction of its first value ("min"), or to at least this multiple ("max")
+
+
 class Family(nn.Module):
     """Base of every model family; `design` notes: one child per network, no training state outside parameters and buffers."""
 
@@ -78,6 +89,7 @@ class Family(nn.Module):
     phases: tuple[Phase, ...]
     averaged: tuple[str, ...] = ()  # children that keep an exponential moving average of their weights when the run asks for it
     recomputed: tuple[str, ...] = ()  # fnmatch patterns of module names for activation checkpointing
+    proof: ClassVar[Proof]
     headline: ClassVar[tuple[str, Literal["min", "max"]]]  # the score of `evaluate` that says which checkpoint is best
 
     def __init__(self, config: AnyConfig) -> None:

@@ -48,9 +48,7 @@ def restore_optimizer(named: dict[str, nn.Parameter], optimizer: torch.optim.Opt
     for key, value in tensors.items():
         name, _, slot = key.rpartition("/")
         parameter = named[name]
-        optimizer.state[parameter][slot] = value.clone() if slot == "step" else value.to(parameter.device)
-        if slot == "step" and parameter.is_cuda:
-            optimizer.state[parameter][slot] = value.to(parameter.device)
+        optimizer.state[parameter][slot] = value.to(parameter.device, copy=True)
 
 
 class WeightAverage:
