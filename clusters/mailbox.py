@@ -6,6 +6,7 @@ It imports neither torch nor the families, so that its process starts at once.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -85,10 +86,8 @@ class Mailbox:
         """Rows beyond the first `seen`, and (done, user_error, crash); waits a little for something new."""
         posted = self._posted[number]
         async with self._changed:
-            try:
+            with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._changed.wait_for(lambda: len(posted.rows) > seen or not posted.open), wait_seconds)
-            except TimeoutError:
-                pass
         return posted.rows[seen:], posted.done, posted.user_error, posted.crash
 
     def _open_after(self, after: int) -> int | None:

@@ -1,4 +1,4 @@
-"""A Ray cluster for the time of one command: a local one, or an existing one by address; quiet, and checked before anything is asked of it."""
+"""A Ray cluster for the time of one command: one started here, or an existing one by address; quiet, and checked before use."""
 
 from __future__ import annotations
 
@@ -90,4 +90,6 @@ def _require_answer(address: str) -> None:
     try:
         socket.create_connection((host, int(port)), CONNECT_SECONDS).close()
     except OSError as error:
-        raise UserError(f"--address {address}: nothing answers ({error}); start a cluster with `ray start --head`, or leave out --address") from None
+        raise UserError(
+            f"--address {address}: nothing answers ({error}); start a cluster with `ray start --head`, or leave out --address"
+        ) from None

@@ -1,8 +1,8 @@
 """The training loop inside a Ray `TorchTrainer`, with a worker group that stays warm from one stage to the next.
 
-Starting a group costs many seconds, nearly all of it imports in new processes, and none of it depends on the job. So one `TorchTrainer.fit` serves all
-the jobs of a session: its workers wait at a mailbox, run a job with the loop that every back-end runs, and wait again. Ray restarts a group whose worker
-died; the new workers find the open job at the mailbox and go on from its last checkpoint.
+Starting a group costs many seconds, nearly all of it imports in new processes, and none of it depends on the job. So one
+`TorchTrainer.fit` serves all the jobs of a session: its workers wait at a mailbox, run a job with the loop that every back-end runs, and
+wait again. Ray restarts a group whose worker died; the new workers find the open job at the mailbox and go on from its last checkpoint.
 """
 
 from __future__ import annotations

@@ -96,6 +96,11 @@ class Family(nn.Module):
         super().__init__()
         self.config = config
 
+    @property
+    def sample_shape(self) -> tuple[int, ...]:
+        """The shape of one sample, for families that generate."""
+        raise NotImplementedError
+
     @classmethod
     def fit(cls, config: AnyConfig, data: DataShape) -> AnyConfig:
         """The config with what the data decides (channels, classes) filled in; raises UserError when they cannot go together."""

@@ -1,7 +1,7 @@
 """A model on disk: `model.safetensors` and `config.json`, nothing else. It opens with no pipeline, no Ray and no pickle.
 
-`load_model("store/artifacts/prior-.../model")` gives the family, ready to sample or evaluate. Models that belong to it (a prior's tokenizer) lie in
-`children/<name>/`, whole model folders themselves.
+`load_model("store/artifacts/prior-.../model")` gives the family, ready to sample or evaluate. Models that belong to it (a prior's
+tokenizer) lie in `children/<name>/`, whole model folders themselves.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def family_class(name: str) -> type[Family]:
 
 
 def save_model(family: Family, url: str, children: dict[str, str] | None = None) -> None:
-    """Writes the model folder at `url`; `children` maps names to model folders that are copied in. The config is the commit, written last."""
+    """Writes the model folder at `url`; `children` maps names to model folders to copy in. The config is the commit, written last."""
     name = next(name for name, cls in FAMILIES.items() if cls is type(family))
     with tempfile.TemporaryDirectory() as scratch:
         local = Path(scratch) / "model"
@@ -52,12 +52,14 @@ def save_model(family: Family, url: str, children: dict[str, str] | None = None)
 def load_model(url: str, expect: str | None = None) -> Family:
     """The model of the folder at `url`, in evaluation mode on the CPU.
 
-    Raises UserError when the folder is missing or incomplete, of another version or (with `expect`) of another family, when weights are a pickle,
-    damaged or do not fit the config.
+    Raises UserError when the folder is missing or incomplete, of another version or (with `expect`) of another family, when weights are a
+    pickle, damaged or do not fit the config.
     """
     header = _header(url)
     if expect is not None and header["family"] != expect:
-        raise UserError(f"model folder {url} holds a {header['family']!r} model, expected {expect!r}; give the folder of a {expect!r} model")
+        raise UserError(
+            f"model folder {url} holds a {header['family']!r} model, expected {expect!r}; give the folder of a {expect!r} model"
+        )
     cls = family_class(header["family"])
     family = cls(cls.Config.parse(header["config"], storage.join(url, COMMIT)))
     _load_weights(family, url, header["sha256"].get(WEIGHTS))

@@ -1,7 +1,7 @@
 """Checkpoints: safetensors and JSON, written by a background thread, visible only when whole, the newest and the best kept.
 
-A folder `step_00000100/` holds `model.safetensors`, `optimizer.safetensors`, `average.safetensors` and, written last, `checkpoint.json` with the checksum
-of each. Nothing in it depends on the number of workers: replicated state is written by rank 0 alone.
+A folder `step_00000100/` holds `model.safetensors`, `optimizer.safetensors`, `average.safetensors` and, written last, `checkpoint.json`
+with the checksum of each. Nothing in it depends on the number of workers: replicated state is written by rank 0 alone.
 """
 
 from __future__ import annotations

@@ -48,7 +48,7 @@ def finished(job: TrainingJob) -> bool:
 
 
 def build(job: TrainingJob, data: Dataset) -> Family:
-    """The family on its data with freshly drawn weights, equal on every worker; raises UserError when config, data or children do not fit."""
+    """The family on its data, freshly drawn and equal on every worker; raises UserError when config, data or children do not fit."""
     cls = family_class(job.family)
     children = {name: load_model(url) for name, url in job.children.items()}
     config = cls.fit(cls.Config.parse(job.model, f"model config of {job.family}"), data.shape)
@@ -71,10 +71,14 @@ def execute(job: TrainingJob, outlet: Outlet) -> None:
     data = Dataset.open(job.data, "train")
     held_out = Dataset.open(job.data, "test") if "test" in data.splits else None
     if job.train.evaluate_every and held_out is None:
-        raise UserError(f"train.evaluate_every={job.train.evaluate_every} needs held-out rows, but {job.data} has no test split; set it to 0")
+        raise UserError(
+            f"train.evaluate_every={job.train.evaluate_every} needs held-out rows, but {job.data} has no test split; set it to 0"
+        )
     started = time.perf_counter()
     trainer = Trainer(build(job, data), job.train, outlet)
-    checkpoints = CheckpointFolder(storage.join(job.run, "checkpoints"), job.train.keep_last, job.train.keep_best, trainer.family.headline[1])
+    checkpoints = CheckpointFolder(
+        storage.join(job.run, "checkpoints"), job.train.keep_last, job.train.keep_best, trainer.family.headline[1]
+    )
     record = RunRecord(job.run)
     _resume(job, trainer, checkpoints, record)
     outlet.world.barrier()  # every worker has read the checkpoint before rank 0 may replace it
@@ -105,7 +109,9 @@ def _resume(job: TrainingJob, trainer: Trainer, checkpoints: CheckpointFolder, r
     if checkpoint is None:
         return
     if checkpoint.family != job.family:
-        raise UserError(f"{job.run} holds checkpoints of family {checkpoint.family!r}, the job trains {job.family!r}; choose another folder")
+        raise UserError(
+            f"{job.run} holds checkpoints of family {checkpoint.family!r}, the job trains {job.family!r}; choose another folder"
+        )
     trainer.restore(checkpoint)
 
 

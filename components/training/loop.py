@@ -3,9 +3,9 @@
     for each step: for each active phase: freeze the rest -> loss (DDP) -> backward -> clip -> optimizer step -> after_step
                    average the weights -> record, evaluate, checkpoint when due
 
-Each phase is a small module that registers only what the phase trains and whose forward is the family's loss; DistributedDataParallel (Li et al. 2020,
-arXiv 2006.15704) wraps that, so there are no unused parameters and no buffer broadcasts. A step's rows, order and random numbers are computed from its
-number, so a run that was stopped goes on with the same bits.
+Each phase is a small module that registers only what the phase trains and whose forward is the family's loss; DistributedDataParallel (Li
+et al. 2020, arXiv 2006.15704) wraps that, so there are no unused parameters and no buffer broadcasts. A step's rows, order and random
+numbers are computed from its number, so a run that was stopped goes on with the same bits.
 """
 
 from __future__ import annotations
@@ -62,9 +62,7 @@ class Turn:
         self.phase = phase
         self.settings = phase.optimizer or config.optimizer
         self.parameters = {
-            f"{child}.{name}": parameter
-            for child in phase.trains
-            for name, parameter in family.get_submodule(child).named_parameters()
+            f"{child}.{name}": parameter for child in phase.trains for name, parameter in family.get_submodule(child).named_parameters()
         }
         self.optimizer = make_optimizer(self.parameters, self.settings)
         module = PhaseModule(family, phase, config.precision)
@@ -108,7 +106,7 @@ class Trainer:
             with nullcontext() if reduce_now else turn.module.no_sync():  # type: ignore[operator]
                 with measures.count_flops(turn.phase.name):
                     output: PhaseOutput = turn.module(part, ctx)
-                # DDP divides the sum of gradients by the number of workers: this makes it the mean over the global batch, uneven shares too.
+                # DDP divides the sum of gradients by the number of workers: this makes it the mean over the global batch.
                 (output.loss * (share * self.world.size)).backward()
             for name, value in output.stats.items():
                 stats[name] = stats[name] + value if name in stats else value

@@ -63,7 +63,7 @@ class Measures:
     def read(self, step: int, seconds_waited: float) -> Row:
         """The row of the interval that ends at `step`, the same on every worker. Raises UserError when a number is not finite."""
         names = sorted(self._sums)
-        # Shares of one worker add up to its part of the batch each step, so sums over workers divided by steps are means over the global batch.
+        # Shares add up to one over the workers of a step, so these quotients of sums are means over global batches.
         local = torch.stack([self._sums[name] for name in names] + [torch.tensor(self._calls[name], device=self._device) for name in names])
         values = self._world.sum(local)
         norms = torch.stack([self._norms[phase] for phase in sorted(self._norms)])  # of averaged gradients: equal on all workers

@@ -25,9 +25,7 @@ def make_optimizer(named: dict[str, nn.Parameter], config: OptimizerConfig) -> t
     """The optimizer of one phase; weight decay on matrices and kernels only. Fused kernels, on CPUs too."""
     matrices = [p for p in named.values() if p.ndim >= 2]
     vectors = [p for p in named.values() if p.ndim < 2]
-    groups = [
-        {"params": params, "weight_decay": decay} for params, decay in ((matrices, config.weight_decay), (vectors, 0.0)) if params
-    ]
+    groups = [{"params": params, "weight_decay": decay} for params, decay in ((matrices, config.weight_decay), (vectors, 0.0)) if params]
     if config.name == "sgd":
         return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, fused=True)
     return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=True)
@@ -60,9 +58,7 @@ class WeightAverage:
     def __init__(self, family: Family, decay: float) -> None:
         self.decay = decay
         self.live = {
-            f"{child}.{name}": parameter
-            for child in family.averaged
-            for name, parameter in family.get_submodule(child).named_parameters()
+            f"{child}.{name}": parameter for child in family.averaged for name, parameter in family.get_submodule(child).named_parameters()
         }
         self.average = {name: parameter.detach().clone() for name, parameter in self.live.items()}
 

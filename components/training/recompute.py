@@ -1,4 +1,4 @@
-"""Activation checkpointing by name patterns (Chen et al. 2016, arXiv 1604.06174): keep a block's input, compute its inside again in backward."""
+"""Activation checkpointing by name patterns (Chen et al. 2016, arXiv 1604.06174): keep a block's input, recompute its inside."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """What is kept of a run, on storage and ours alone: `run.json` (parameters, versions, timings) and every metric row.
 
-Rows are appended in parts (`metrics/00000020.jsonl`, named by their last step), since an object store cannot append. A resumed run first takes back the rows
-that lie beyond its checkpoint, so that each step stands in the record once.
+Rows are appended in parts (`metrics/00000020.jsonl`, named by their last step), since an object store cannot append. A resumed run first
+takes back the rows that lie beyond its checkpoint, so that each step stands in the record once.
 """
 
 from __future__ import annotations

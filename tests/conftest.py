@@ -1,0 +1,32 @@
+"""What many tests share: small data on disk, and processes for distributed tests."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.gang import Gang
+from tests.small_data import write_codes, write_images
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def small_data_folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Folders of small data sets by kind: "images" and "codes"."""
+    folder = tmp_path_factory.mktemp("data")
+    return {"images": write_images(folder / "images"), "codes": write_codes(folder / "codes")}
+
+
+@pytest.fixture(scope="session")
+def gang() -> Iterator[Gang]:
+    """Three processes that join into gloo groups."""
+    gang = Gang()
+    yield gang
+    gang.close()

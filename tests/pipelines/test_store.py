@@ -1,0 +1,249 @@
+"""The store: identity by recipe, one atomic publication, locks, sweeping, damage that is named."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import multiprocessing
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from components.config import fingerprint
+from components.errors import UserError
+from pipelines.lock import is_locked, locked
+from pipelines.source import SourceReader
+from pipelines.store import COMMIT, Artifact, Recipe, Store, open_artifact
+
+RECIPE = Recipe(stage="numbers", version=1, config={"count": 3}, inputs={"data": "00"})
+
+
+def never_waits(owner: str) -> None:
+    raise AssertionError(f"waits for {owner}")
+
+
+def publish(store: Store, recipe: Recipe = RECIPE, text: str = "1 2 3") -> Artifact:
+    with store.drafting(recipe, never_waits) as draft:
+        (draft.folder / "deep").mkdir()
+        (draft.folder / "deep" / "numbers.txt").write_text(text)
+        return store.publish(draft, recipe, {"data": "/from/here"}, 1.5, "raymill run numbers")
+
+
+def tree(folder: Path) -> dict[str, str]:
+    return {str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(str(tmp_path / "store"))
+
+
+def test_a_published_artifact_is_found_with_its_lineage(store: Store) -> None:
+    made = publish(store)
+    found = store.find(RECIPE)
+    assert found == made
+    assert Path(found.path("deep", "numbers.txt")).read_text() == "1 2 3"
+    assert found.manifest.files["deep/numbers.txt"].sha256 == hashlib.sha256(b"1 2 3").hexdigest()
+    assert (found.manifest.inputs, found.manifest.sources) == ({"data": "00"}, {"data": "/from/here"})
+    assert (found.manifest.seconds, found.manifest.command) == (1.5, "raymill run numbers")
+    assert {path.name for path in Path(store.url).iterdir()} <= {"artifacts", "staging", "locks"}
+
+
+@pytest.mark.parametrize(
+    "other",
+    [{"stage": "number"}, {"version": 2}, {"config": {"count": 4}}, {"inputs": {"data": "01"}}, {"inputs": {"date": "00"}}],
+)
+def test_every_part_of_the_recipe_decides_the_fingerprint(other: dict) -> None:
+    assert RECIPE.model_copy(update=other).fingerprint != RECIPE.fingerprint
+
+
+def test_the_fingerprint_is_the_hash_of_the_recipe_alone() -> None:
+    text = '{"config":{"count":3},"inputs":{"data":"00"},"stage":"numbers","version":1}'
+    assert RECIPE.fingerprint == hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def test_a_failed_draft_leaves_nothing(store: Store) -> None:
+    with pytest.raises(RuntimeError), store.drafting(RECIPE, never_waits) as draft:
+        (draft.folder / "half").write_text("half")
+        raise RuntimeError
+    assert store.find(RECIPE) is None
+    assert not [path for path in Path(store.url).rglob("*") if path.is_file()]
+    store.tidy()
+    assert not Path(store.url).exists()
+
+
+@pytest.mark.parametrize(("checkpoint", "stays"), [("checkpoints/step_00000001/checkpoint.json", True), ("run.json", False)])
+def test_after_a_mistake_the_work_folder_stays_only_for_its_checkpoints(store: Store, checkpoint: str, stays: bool) -> None:
+    with pytest.raises(UserError), store.drafting(RECIPE, never_waits) as draft:
+        file = Path(draft.work) / checkpoint
+        file.parent.mkdir(parents=True)
+        file.write_text("{}")
+        raise UserError("no")
+    assert file.exists() == stays
+
+
+def test_the_work_folder_goes_with_the_publication(store: Store) -> None:
+    with store.drafting(RECIPE, never_waits) as draft:
+        work = Path(draft.work)
+        (work / "checkpoints").mkdir(parents=True)
+        (work / "model").mkdir()
+        (work / "model" / "weights").write_text("w")
+        draft.adopt(str(work / "model"), "model")
+        made = store.publish(draft, RECIPE, {}, 0.0, "")
+    assert list(made.manifest.files) == ["model/weights"]
+    assert not work.exists()
+
+
+def test_a_file_that_is_missing_or_cut_is_named_before_use(store: Store) -> None:
+    place = Path(publish(store).path("deep", "numbers.txt"))
+    place.write_text("1 2")
+    with pytest.raises(UserError, match=r"numbers\.txt has 3 bytes, expected 5"):
+        store.find(RECIPE)
+    place.unlink()
+    with pytest.raises(UserError, match=r"numbers\.txt is missing"):
+        store.find(RECIPE)
+
+
+def test_verify_names_both_checksums_of_an_altered_file(store: Store) -> None:
+    made = publish(store)
+    made.verify()
+    Path(made.path("deep", "numbers.txt")).write_text("1 2 4")
+    with pytest.raises(UserError) as problem:
+        made.verify()
+    for text in (b"1 2 3", b"1 2 4"):
+        assert hashlib.sha256(text).hexdigest() in str(problem.value)
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"format_version": 9}', '{"format_version": 1, "stage": "x"}'])
+def test_a_manifest_of_another_kind_is_refused_by_name(store: Store, text: str) -> None:
+    place = Path(publish(store).url) / COMMIT
+    place.write_text(text)
+    with pytest.raises(UserError, match="artifact.json"):
+        open_artifact(str(place.parent))
+
+
+def test_references(store: Store) -> None:
+    first = publish(store)
+    second = publish(store, RECIPE.model_copy(update={"version": 2}))
+    other = publish(store, RECIPE.model_copy(update={"stage": "letters"}))
+    assert store.resolve("numbers") == second
+    assert store.resolve(first.name) == first
+    assert store.resolve("lett") == other
+    assert store.resolve(first.url) == first
+    with pytest.raises(UserError, match="did you mean 'numbers'"):
+        store.resolve("nunbers")
+    with pytest.raises(UserError, match="start of 2 artifacts"):
+        store.resolve("number")
+
+
+def test_sweeping_takes_what_the_dead_left_and_nothing_else(store: Store) -> None:
+    made = publish(store)
+    dead, living, unfinished, stale = (Path(store.place(*p)) for p in (("staging", "a"), ("staging", "b"), ("runs", "c"), ("runs", made.name)))
+    for folder in (dead, living, unfinished, stale):
+        folder.mkdir(parents=True)
+    before = tree(Path(store.url) / "artifacts")
+    with locked(Path(store.place("locks", "b.lock")), never_waits):
+        store.sweep()
+    assert (dead.exists(), living.exists(), unfinished.exists(), stale.exists()) == (False, True, True, False)
+    assert tree(Path(store.url) / "artifacts") == before
+
+
+def _hold(path: str, ready) -> None:
+    with locked(Path(path), never_waits):
+        ready.set()
+        time.sleep(60)
+
+
+def test_the_lock_of_a_killed_process_is_free(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("spawn")
+    ready, path = context.Event(), tmp_path / "locks" / "x.lock"
+    holder = context.Process(target=_hold, args=(str(path), ready))
+    holder.start()
+    assert ready.wait(60)
+    assert is_locked(path)
+    owners: list[str] = []
+
+    def waiting(owner: str) -> None:
+        owners.append(owner)
+        os.kill(holder.pid, signal.SIGKILL)
+
+    with locked(path, waiting):
+        assert owners and f"process {holder.pid} " in owners[0]
+    holder.join()
+    assert not is_locked(path)
+
+
+def _publish_slowly(url: str, barrier, order) -> None:
+    store = Store(url)
+    barrier.wait(60)
+    with store.drafting(RECIPE, lambda owner: None) as draft:
+        if store.find(RECIPE) is not None:
+            order.put("found")
+            return
+        (draft.folder / "pid").write_text(str(os.getpid()))
+        time.sleep(0.5)
+        store.publish(draft, RECIPE, {}, 0.0, "")
+        order.put("made")
+
+
+def test_two_processes_make_one_artifact_once(store: Store) -> None:
+    context = multiprocessing.get_context("spawn")
+    barrier, order = context.Barrier(2), context.Queue()
+    both = [context.Process(target=_publish_slowly, args=(store.url, barrier, order)) for _ in range(2)]
+    for process in both:
+        process.start()
+    assert [order.get(timeout=60) for _ in both] == ["made", "found"]
+    for process in both:
+        process.join()
+
+
+def test_sources_are_known_by_content(store: Store, tmp_path: Path) -> None:
+    for place in ("here", "there"):
+        (tmp_path / place / "a").mkdir(parents=True)
+        (tmp_path / place / "a" / "x.bin").write_bytes(b"x")
+        (tmp_path / place / ".hidden").write_text(place)
+    here, there = (SourceReader(store).read(str(tmp_path / place), "data") for place in ("here", "there"))
+    assert here.fingerprint == there.fingerprint == fingerprint({"a/x.bin": hashlib.sha256(b"x").hexdigest()})
+    (tmp_path / "there" / "a" / "x.bin").write_bytes(b"y")
+    assert SourceReader(store).read(str(tmp_path / "there"), "data").fingerprint != here.fingerprint
+
+
+def test_a_remembered_hash_holds_until_size_or_time_changes(store: Store, tmp_path: Path) -> None:
+    file = tmp_path / "x.bin"
+    file.write_bytes(b"x")
+    os.utime(file, (1000, 1000))
+    reader = SourceReader(store)
+    first = reader.read(str(file), "data").fingerprint
+    reader.remember()
+    cache = Path(store.place("cache", "sources.json"))
+    assert json.loads(cache.read_text())[str(file)][2] == hashlib.sha256(b"x").hexdigest()
+    file.write_bytes(b"y")
+    os.utime(file, (1000, 1000))  # the same size and time: the reader may not look again
+    assert SourceReader(store).read(str(file), "data").fingerprint == first
+    os.utime(file, (1001, 1001))
+    assert SourceReader(store).read(str(file), "data").fingerprint != first
+    cache.write_text("{")
+    assert SourceReader(store).read(str(file), "data").fingerprint != first
+
+
+def test_a_file_changed_just_now_is_not_remembered(store: Store, tmp_path: Path) -> None:
+    (tmp_path / "x.bin").write_bytes(b"x")
+    reader = SourceReader(store)
+    reader.read(str(tmp_path / "x.bin"), "data")
+    reader.remember()
+    assert not Path(store.place("cache", "sources.json")).exists()
+
+
+def test_an_artifact_as_source_stands_for_itself(store: Store) -> None:
+    made = publish(store)
+    assert SourceReader(store).read(made.url, "data").fingerprint == made.fingerprint
+
+
+@pytest.mark.parametrize(("name", "problem"), [("nowhere", "does not exist"), ("empty", "holds no files")])
+def test_a_source_that_is_not_there_is_named(store: Store, tmp_path: Path, name: str, problem: str) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match=f"data: .*{name}.* ?{problem}"):
+        SourceReader(store).read(str(tmp_path / name), "data")
