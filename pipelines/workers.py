@@ -1,0 +1,56 @@
+"""The processes that heavy stages use: none (0: this process), Ray workers on this machine, or on the cluster at an address."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any
+
+from components.errors import UserError
+
+if TYPE_CHECKING:
+    from clusters.train import WorkerGroup
+    from components.training.job import TrainingJob
+
+
+class Workers:
+    """`count` data-parallel workers. Ray is imported and started by the first stage that needs it, and kept to the end of the run."""
+
+    def __init__(self, count: int, address: str | None = None) -> None:
+        if count < 0:
+            raise UserError(f"--workers {count} is not valid; give 0 for this process alone, or the number of Ray workers")
+        if count == 0 and address is not None:
+            raise UserError(f"--address {address} has no effect with --workers 0; give the number of workers on that cluster")
+        self.count, self.address = count, address
+        self._session = ExitStack()
+        self._connected = False
+        self._group: WorkerGroup | None = None
+
+    def connect(self) -> int:
+        """Connects to Ray, once; returns `count`. Raises UserError when the cluster cannot be reached."""
+        if self.count and not self._connected:
+            from clusters.session import ray_cluster
+
+            self._session.enter_context(ray_cluster(self.address, self.count))
+            self._connected = True
+        return self.count
+
+    def train(self, job: TrainingJob, show: Callable[[Mapping[str, Any]], None]) -> None:
+        """Runs the job to its end, on the same warm worker group as the jobs before it. Raises UserError for the user's mistakes."""
+        if self.connect() == 0:
+            from components.training.job import execute
+            from components.training.outlet import Outlet
+
+            execute(job, Outlet(show=show))
+            return
+        if self._group is None:
+            from clusters.train import worker_group
+
+            self._group = self._session.enter_context(worker_group(self.count))
+        self._group.train(job, show)
+
+    def __enter__(self) -> Workers:
+        return self
+
+    def __exit__(self, *problem: object) -> None:
+        self._session.close()
