@@ -51,7 +51,7 @@ def _bare(rank: int, store: str, job_values: dict[str, Any], answers: Any) -> No
     images = torch.from_numpy(data.take(torch.arange(data.num_rows).numpy())["image"])
     family = build(job, data).train()
     phase = family.phases[0]
-    model = DistributedDataParallel(_Loss(family), broadcast_buffers=False, gradient_as_bucket_view=True)
+    model = DistributedDataParallel(_Loss(family), forward_sync_buffers=False, gradient_as_bucket_view=True)
     optimizer = torch.optim.AdamW(model.parameters(), lr=job.train.optimizer.lr, betas=job.train.optimizer.betas, fused=True)
     half, world = job.train.batch_size // 2, Communication.current()
     order = torch.Generator().manual_seed(0)

@@ -82,8 +82,8 @@ def execute(job: TrainingJob, outlet: Outlet) -> None:
     record = RunRecord(job.run)
     _resume(job, trainer, checkpoints, record)
     outlet.world.barrier()  # every worker has read the checkpoint before rank 0 may replace it
-    outlet = replace(outlet, record=record)
-    trainer.outlet = outlet
+    show = outlet.show
+    trainer.outlet = outlet = replace(outlet, record=record, show=lambda row: show(row | {"steps": job.train.steps}))
     if outlet.world.rank == 0:
         record.start(trainer.step, _parameters(job, trainer, outlet))
     resumed_from = trainer.step

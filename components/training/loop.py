@@ -68,7 +68,7 @@ class Turn:
         module = PhaseModule(family, phase, config.precision)
         self.module: nn.Module = module
         if distributed:
-            self.module = DistributedDataParallel(module, broadcast_buffers=False, gradient_as_bucket_view=True)
+            self.module = DistributedDataParallel(module, forward_sync_buffers=False, gradient_as_bucket_view=True)
 
 
 class Trainer:

@@ -30,10 +30,10 @@ def peak_flops(device: torch.device) -> float | None:
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
         return next((peak for part, peak in _GPU_PEAKS.items() if part in name), None)
-    size = 384
+    size = 768
     a, b = torch.ones(size, size), torch.ones(size, size)
     best = float("inf")
-    for _ in range(6):
+    for _ in range(12):
         start = time.perf_counter()
         a @ b
         best = min(best, time.perf_counter() - start)
