@@ -1,0 +1,91 @@
+"""Line charts and histograms as inline SVG that takes its colours and its font from the page, light or dark."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+INCHES, WIDE_INCHES = (3.6, 2.1), (10.0, 1.9)
+# Stand-ins that matplotlib draws with, and what the page replaces them by.
+INK, MUTED, SERIES, SECOND = "#000001", "#000002", "#000003", "#000004"
+PAGE_COLOURS = {INK: "var(--ink)", MUTED: "var(--muted)", SERIES: "var(--series)", SECOND: "var(--second)"}
+WIDE_RATIO = 20.0  # a curve that spans more is drawn on a logarithmic axis
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Values over steps: of training, and (fewer) of held-out data."""
+
+    title: str
+    steps: Sequence[int]
+    values: Sequence[float]
+    held_out_steps: Sequence[int] = ()
+    held_out: Sequence[float] = ()
+
+
+def curve_svg(curve: Curve, name: str) -> str:
+    """`name` tells this figure's inner identifiers from those of the page's other figures."""
+    from matplotlib.ticker import LogLocator
+
+    figure, axes = _figure(INCHES)
+    axes.plot(curve.steps, curve.values, color=SERIES, linewidth=1.4)
+    if curve.held_out:
+        axes.plot(curve.held_out_steps, curve.held_out, color=SECOND, linewidth=1.2, marker="o", markersize=2.6)
+    every = [*curve.values, *curve.held_out]
+    if min(every) > 0 and max(every) / min(every) > WIDE_RATIO:
+        axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_formatter("")
+    axes.set_title(curve.title, fontsize=9, color=INK, loc="left")
+    axes.set_xlim(left=0)
+    return _svg(figure, name)
+
+
+def histogram_svg(shares: Sequence[float], name: str) -> str:
+    """Shares as bars that touch, beside the share of an even use."""
+    figure, axes = _figure(WIDE_INCHES)
+    axes.bar(range(len(shares)), shares, width=1.0, color=SERIES, linewidth=0)
+    axes.axhline(1 / len(shares), color=SECOND, linewidth=1.2)
+    axes.set_xlim(-0.5, len(shares) - 0.5)
+    axes.set_ylim(bottom=0)
+    return _svg(figure, name)
+
+
+def _figure(inches: tuple[float, float]) -> tuple[Figure, Axes]:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=inches, layout="constrained")
+    axes = figure.subplots()
+    axes.set_facecolor("none")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color(MUTED)
+    axes.tick_params(colors=MUTED, labelsize=7.5, width=0.6)
+    axes.grid(axis="y", color=MUTED, linewidth=0.4, alpha=0.35)
+    axes.set_axisbelow(True)
+    return figure, axes
+
+
+def _svg(figure: Figure, name: str) -> str:
+    import matplotlib
+
+    buffer = io.StringIO()
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):
+        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+    text = buffer.getvalue()
+    text = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)
+    text = re.sub(r'<svg [^>]*?viewBox="([^"]+)"[^>]*>', r'<svg viewBox="\1" role="img">', text, count=1)
+    text = re.sub(r'id="(?!' + re.escape(name) + r')([^"]+)"', rf'id="{name}-\1"', text)
+    text = re.sub(r'(xlink:href="#|url\(#)', rf"\g<1>{name}-", text).replace("xlink:href", "href")
+    text = re.sub(r"font-family: [^;\"]*", "font-family: var(--font)", text)
+    text = re.sub(r"<defs>\s*<style.*?</style>\s*</defs>", "", text, flags=re.DOTALL)  # it would style the whole page
+    for stand_in, colour in PAGE_COLOURS.items():
+        text = text.replace(stand_in, colour)
+    return re.sub(r"<!--.*?-->\s*", "", text, flags=re.DOTALL).strip()

@@ -1,0 +1,93 @@
+"""From a preset, a config file and `key=value` overrides, in this order, to one typed config.
+
+Preset values lie in `pipelines/presets/`: `families.yaml` says how each family is trained, and a pipeline's own file the rest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import Field, SerializeAsAny, ValidationInfo, field_validator
+
+from components.config import Config, merge, override, read_yaml
+from components.errors import UserError, did_you_mean
+from components.families.model_folder import family_class
+from components.training.config import TrainConfig
+
+C = TypeVar("C", bound=Config)
+
+PRESETS = ("quick", "base", "full")
+FOLDER = Path(__file__).parent / "presets"
+
+
+class Training(Config):
+    """How one model is trained: its family, the family's own options, and the run."""
+
+    family: str
+    model: SerializeAsAny[Config] = Field(None, description="options of the family")  # type: ignore[assignment]  # None: the family's defaults
+    train: TrainConfig = TrainConfig()
+
+    @field_validator("family")
+    @classmethod
+    def _family_is_known(cls, name: str) -> str:
+        family_class(name)
+        return name
+
+    @field_validator("model", mode="before")
+    @classmethod
+    def _model_is_of_the_family(cls, value: Any, info: ValidationInfo) -> Any:
+        if isinstance(value, Config) or "family" not in info.data:
+            return value
+        if value is not None and not isinstance(value, Mapping):
+            raise UserError(f"model={value!r} is not valid; give options of {info.data['family']!r} as keys and values")
+        return family_class(info.data["family"]).Config.parse(value or {}, f"model of {info.data['family']}")
+
+
+def read_presets(name: str) -> dict[str, dict[str, Any]]:
+    """Preset name -> values, of the file `presets/<name>.yaml`."""
+    return read_yaml(str(FOLDER / f"{name}.yaml"))
+
+
+def family_preset(family: str, preset: str) -> dict[str, Any]:
+    """How `family` is trained by `preset`; a family without one keeps its defaults."""
+    return read_presets("families").get(family, {}).get(preset) or {}
+
+
+def take_preset(preset: str | None, assignments: Iterable[str]) -> tuple[str | None, list[str]]:
+    """The preset that `--preset` or `preset=` names, and the other overrides. Raises UserError for an unknown one, or two that differ."""
+    named = [text.partition("=")[2] for text in assignments if text.startswith("preset=")]
+    choices = {*named, *([preset] if preset is not None else [])}
+    if len(choices) > 1:
+        raise UserError(f"preset: {' and '.join(sorted(choices))} are both asked for; choose one")
+    for choice in choices:
+        if choice not in PRESETS:
+            raise UserError(f"preset: unknown preset {choice!r}; {did_you_mean(choice, PRESETS)}")
+    return next(iter(choices), None), [text for text in assignments if not text.startswith("preset=")]
+
+
+def configure(config: C, values: Mapping[str, Any], preset: str | None, file: str | None, assignments: list[str]) -> C:
+    """Lays the preset's `values`, the config file and the overrides over `config`, in this order. Raises UserError naming where it fails.
+
+    Where one of them gives a training section another family, the section begins anew, from that family's own preset.
+    """
+    config = _lay(config, values, preset, f"preset {preset}")
+    if file is not None:
+        config = _lay(config, read_yaml(file), preset, file)
+    families = [text for text in assignments if text.partition("=")[0].endswith(".family")]
+    for text in families:
+        section, _, name = text.partition("=")
+        config = _lay(config, {section.removesuffix(".family"): {"family": name}}, preset, "command line")
+    return override(config, [text for text in assignments if text not in families])
+
+
+def _lay(config: C, values: Mapping[str, Any], preset: str | None, origin: str) -> C:
+    for name, section in values.items():
+        if not isinstance(section, Mapping) or "family" not in section or name not in type(config).model_fields:
+            continue
+        present = getattr(config, name)
+        if present is None or present.family != section["family"]:
+            start = {"family": section["family"], **family_preset(section["family"], preset or "")}
+            config = type(config).parse(config.to_json() | {name: start}, origin)
+    return merge(config, values, origin)
