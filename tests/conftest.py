@@ -9,7 +9,10 @@ import pytest
 import torch
 
 from tests.gang import Gang
+from tests.s3 import s3, s3_server
 from tests.small_data import write_codes, write_images
+
+__all__ = ["s3", "s3_server"]  # fixtures
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -15,25 +15,13 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from components.config import Config
+from components.data.columns import Column as Column
+from components.data.columns import DataShape as DataShape
 from components.config import Config as AnyConfig
 from components.errors import UserError
 from components.training.context import Context
 
 Batch = Mapping[str, Tensor]  # column name -> (B, ...), as stored: images are uint8 (B, C, H, W)
-
-
-class Column(Config):
-    """One column of a data set: element type and the shape of one row."""
-
-    dtype: Literal["uint8", "uint16", "int32", "int64", "float32"]
-    shape: tuple[int, ...] = ()
-
-
-class DataShape(Config):
-    """What a family may know of its data before it is built: columns by name, and class names (empty when unlabelled)."""
-
-    columns: dict[str, Column]
-    class_names: tuple[str, ...] = ()
 
 
 class OptimizerConfig(Config):

@@ -1,0 +1,136 @@
+"""A node-local cache of remote files, told apart by content: bounded in bytes, least recently used goes first, safe for many processes.
+
+A file is named by its SHA-256 and appears only when its bytes have that checksum. `RAYMILL_CACHE` is the folder (default
+`~/.cache/raymill`), `RAYMILL_CACHE_GB` the bound (default 20). A file that is removed while it is mapped stays readable to who mapped it.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import BinaryIO, TypeVar
+
+from components.errors import UserError
+from components.storage import COPY_BYTES
+
+T = TypeVar("T")
+DEFAULT_GIGABYTES = 20.0
+
+
+class ContentCache:
+    """Files by SHA-256 in one folder that any number of processes of this node share."""
+
+    def __init__(self, folder: Path | None = None, limit_bytes: int | None = None) -> None:
+        default = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "raymill"
+        self.folder = folder or Path(os.environ.get("RAYMILL_CACHE") or default)
+        self.limit_bytes = _limit_of_environment() if limit_bytes is None else limit_bytes
+
+    def use(self, sha256: str, size: int, name: str, open_remote: Callable[[], BinaryIO], use: Callable[[Path], T]) -> T:
+        """`use(path)` of the file with this checksum, fetched first where it is not here; the file is not removed before `use` returns.
+
+        Raises UserError naming `name` and both checksums when other bytes come, and when the file does not fit into the cache.
+        """
+        if size > self.limit_bytes:
+            raise UserError(
+                f"{name} has {size} bytes and does not fit the cache of {self.limit_bytes} bytes in {self.folder}; raise RAYMILL_CACHE_GB"
+            )
+        with _mendable(self.folder):
+            (self.folder / "locks").mkdir(parents=True, exist_ok=True)
+            place, part = self.folder / sha256, self.folder / f"{sha256}.part"
+            with self._lock(f"file-{sha256[:2]}"):  # one process fetches, the others wait for its result
+                if not self._touch(place, size):
+                    self._reserve(part, size)
+                    try:
+                        self._fetch(part, sha256, size, name, open_remote)
+                        os.replace(part, place)
+                    finally:
+                        part.unlink(missing_ok=True)
+                return use(place)
+
+    def _touch(self, place: Path, size: int) -> bool:
+        try:
+            if place.stat().st_size == size:
+                os.utime(place)
+                return True
+        except FileNotFoundError:
+            pass
+        return False
+
+    def _reserve(self, part: Path, size: int) -> None:
+        """Makes room and takes it, before other processes do."""
+        with self._lock("room"):
+            self._evict(self.limit_bytes - size, keep=part)
+            with open(part, "wb") as file:
+                file.truncate(size)
+
+    def _evict(self, limit: int, keep: Path) -> None:
+        """Removes what was not used for longest until at most `limit` bytes are left; files that are in use or being fetched stay."""
+        files = []
+        for place in self.folder.iterdir():
+            with suppress(FileNotFoundError):
+                if place.is_file() and place != keep:
+                    status = place.stat()
+                    files.append((status.st_mtime_ns, status.st_size, place))
+        total = sum(size for _, size, _ in files)
+        for _, size, place in sorted(files):
+            if total <= limit:
+                return
+            if place.name[:2] == keep.name[:2]:  # under the lock that we hold
+                place.unlink(missing_ok=True)
+                total -= size
+                continue
+            with self._lock(f"file-{place.name[:2]}", wait=False) as held:
+                if held:
+                    place.unlink(missing_ok=True)
+                    total -= size
+
+    def _fetch(self, part: Path, sha256: str, size: int, name: str, open_remote: Callable[[], BinaryIO]) -> None:
+        digest, count = hashlib.sha256(), 0
+        with open_remote() as source, open(part, "r+b") as file:
+            while data := source.read(COPY_BYTES):
+                digest.update(data)
+                count += len(data)
+                file.write(data)
+        if count != size or digest.hexdigest() != sha256:
+            raise UserError(
+                f"{name} has {count} bytes with sha256 {digest.hexdigest()}, expected {size} bytes with {sha256}; "
+                "it was cut short or altered, make or fetch it again"
+            )
+
+    @contextmanager
+    def _lock(self, name: str, wait: bool = True) -> Iterator[bool]:
+        """An exclusive lock between processes and threads; it goes with its process. Yields whether it is held."""
+        with open(self.folder / "locks" / name, "wb") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            except BlockingIOError:
+                yield False
+                return
+            yield True
+
+
+@contextmanager
+def _mendable(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except UserError:
+        raise
+    except OSError as error:
+        raise UserError(
+            f"the cache folder {folder} cannot be used: {error.strerror or error}; set RAYMILL_CACHE to another folder"
+        ) from None
+
+
+def _limit_of_environment() -> int:
+    text = os.environ.get("RAYMILL_CACHE_GB", "")
+    try:
+        gigabytes = float(text) if text else DEFAULT_GIGABYTES
+    except ValueError:
+        gigabytes = 0.0
+    if not gigabytes > 0:
+        raise UserError(f"environment: RAYMILL_CACHE_GB={text!r} is not a positive number of gigabytes, for example 20")
+    return int(gigabytes * 1e9)
