@@ -13,6 +13,7 @@ from typing import Any
 
 from components import storage
 from components.config import fingerprint
+from components.data.index import INDEX, read_index
 from components.errors import UserError
 from pipelines.store import COMMIT, Store, describe, open_artifact
 
@@ -46,9 +47,8 @@ class SourceReader:
             raise UserError(f"{origin}: {url} does not exist; give a file or folder")
         if storage.exists(storage.join(url, COMMIT)):
             return Source(url, open_artifact(url).fingerprint)
-        index = storage.join(url, "index.json")
-        if storage.exists(index):
-            return Source(url, fingerprint(storage.read_json(index)))
+        if storage.exists(storage.join(url, INDEX)):
+            return Source(url, read_index(url).fingerprint)
         hashes = _remote_hashes(url) if storage.is_remote(url) else self._local_hashes(Path(url))
         if not hashes:
             raise UserError(f"{origin}: folder {url} holds no files")
