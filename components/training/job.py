@@ -65,6 +65,8 @@ def execute(job: TrainingJob, outlet: Outlet) -> None:
 
     Raises UserError for a run folder of another job, and for what `build` and `train` refuse.
     """
+    record = RunRecord(job.run)
+    _require_same_job(job, record)
     if finished(job):
         return
     check_fits(job.train, outlet.world.size)
@@ -79,8 +81,7 @@ def execute(job: TrainingJob, outlet: Outlet) -> None:
     checkpoints = CheckpointFolder(
         storage.join(job.run, "checkpoints"), job.train.keep_last, job.train.keep_best, trainer.family.headline[1]
     )
-    record = RunRecord(job.run)
-    _resume(job, trainer, checkpoints, record)
+    _resume(job, trainer, checkpoints)
     outlet.world.barrier()  # every worker has read the checkpoint before rank 0 may replace it
     show = outlet.show
     trainer.outlet = outlet = replace(outlet, record=record, show=lambda row: show(row | {"steps": job.train.steps}))
@@ -101,10 +102,13 @@ def execute(job: TrainingJob, outlet: Outlet) -> None:
     outlet.world.barrier()
 
 
-def _resume(job: TrainingJob, trainer: Trainer, checkpoints: CheckpointFolder, record: RunRecord) -> None:
+def _require_same_job(job: TrainingJob, record: RunRecord) -> None:
     known = record.info().get("identity")
     if known is not None and known != job.identity():
         raise UserError(f"run folder {job.run} belongs to another job ({known}, this is {job.identity()}); choose another folder")
+
+
+def _resume(job: TrainingJob, trainer: Trainer, checkpoints: CheckpointFolder) -> None:
     checkpoint = checkpoints.latest()
     if checkpoint is None:
         return
