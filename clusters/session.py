@@ -39,7 +39,7 @@ def ray_cluster(address: str | None, cpus: int) -> Iterator[None]:
         yield
         return
     if address is not None:
-        _require_answer(address)
+        require_answer(address)
     try:
         ray.init(
             address=address or "local",
@@ -83,7 +83,8 @@ def log_folder() -> str:
     return _global_node.get_logs_dir_path() if _global_node is not None else "/tmp/ray/session_latest/logs"
 
 
-def _require_answer(address: str) -> None:
+def require_answer(address: str) -> None:
+    """Raises UserError at once when `address` is not host:port, or nothing listens there."""
     host, _, port = address.rpartition(":")
     if not host or not port.isdigit():
         raise UserError(f"--address {address!r} is not host:port; give the address that `ray start --head` printed, such as 10.0.0.5:6379")

@@ -1,0 +1,107 @@
+"""The loop inside a Ray TorchTrainer: the same bits as elsewhere, failures survived and told, on one shared warm worker group."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from clusters.session import ray_cluster, require_answer, require_resources
+from components.errors import UserError
+from components.training.communication import Communication
+from components.training.job import TrainingJob, execute
+from components.training.outlet import Outlet
+from tests.gang import Gang
+
+pytestmark = pytest.mark.ray
+
+
+@pytest.fixture(scope="module")
+def group() -> Iterator[Any]:
+    with ray_cluster(None, cpus=2):
+        from clusters.train import worker_group
+
+        with worker_group(2) as group:
+            yield group
+
+
+def job(folder: Path, data: Path, **train: Any) -> TrainingJob:
+    settings = {"steps": 8, "batch_size": 32, "log_every": 1, "checkpoint_every": 2, "optimizer": {"lr": 0.01}} | train
+    model = {"widths": [4, 8], "feature_dim": 8}
+    return TrainingJob.parse({"family": "classifier", "model": model, "train": settings, "data": str(data), "run": str(folder)}, "test")
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "model" / "model.safetensors")
+
+
+def on_worker(one: TrainingJob) -> None:
+    execute(one, Outlet(torch.device("cpu"), Communication.current()))
+
+
+def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def worker_processes() -> list[int]:
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            if b"RayTrainWorker" in (folder / "cmdline").read_bytes():
+                found.append(int(folder.name))
+        except OSError:
+            continue
+    return found
+
+
+def test_a_job_on_ray_has_the_bits_of_two_plain_processes(
+    group: Any, gang: Gang, tmp_path: Path, small_data_folders: dict[str, Path]
+) -> None:
+    data, rows = small_data_folders["images"], []
+    group.train(job(tmp_path / "ray", data), rows.append)
+    gang.run(on_worker, 2, job(tmp_path / "plain", data))
+    assert [row["step"] for row in rows] == list(range(1, 9))
+    assert same(weights(tmp_path / "ray"), weights(tmp_path / "plain"))
+
+
+def test_a_killed_worker_costs_nothing_but_time(group: Any, gang: Gang, tmp_path: Path, small_data_folders: dict[str, Path]) -> None:
+    data, seen = small_data_folders["images"], threading.Event()
+    long = {"steps": 400, "checkpoint_every": 20}
+
+    def kill() -> None:
+        seen.wait(60)
+        os.kill(worker_processes()[0], signal.SIGKILL)
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    group.train(job(tmp_path / "killed", data, **long), lambda row: seen.set() if row["step"] >= 60 else None)
+    killer.join()
+    gang.run(on_worker, 2, job(tmp_path / "calm", data, **long))
+    assert json.loads((tmp_path / "killed" / "run.json").read_text())["starts"] == 2
+    assert same(weights(tmp_path / "killed"), weights(tmp_path / "calm"))
+
+
+def test_a_users_mistake_arrives_as_itself_and_the_group_lives_on(group: Any, tmp_path: Path, small_data_folders: dict[str, Path]) -> None:
+    with pytest.raises(UserError, match="raise batch_size to at least 16"):
+        group.train(job(tmp_path / "wrong", small_data_folders["images"], batch_size=8), lambda row: None)
+    group.train(job(tmp_path / "right", small_data_folders["images"]), lambda row: None)
+    assert (tmp_path / "right" / "model" / "config.json").exists()
+
+
+def test_what_can_never_be_placed_is_told_with_its_sum(group: Any) -> None:
+    with pytest.raises(UserError, match=r"64 workers x 1 CPU = 64 CPU, but the cluster has \d+"):
+        require_resources(64, {"CPU": 1.0})
+
+
+@pytest.mark.parametrize(("address", "message"), [("127.0.0.1:1", "nothing answers"), ("nowhere", "is not host:port")])
+def test_an_address_without_a_cluster(address: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        require_answer(address)
