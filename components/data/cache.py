@@ -9,8 +9,9 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import os
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import BinaryIO, TypeVar
 
@@ -46,7 +47,8 @@ class ContentCache:
                     self._reserve(part, size)
                     try:
                         self._fetch(part, sha256, size, name, open_remote)
-                        os.replace(part, place)
+                        with self._lock("room"):
+                            os.replace(part, place)
                     finally:
                         part.unlink(missing_ok=True)
                 return use(place)
@@ -60,33 +62,42 @@ class ContentCache:
             pass
         return False
 
-    def _reserve(self, part: Path, size: int) -> None:
-        """Makes room and takes it, before other processes do."""
+    def used_bytes(self) -> int:
+        """Bytes of all files that are here or being fetched, never above the bound."""
         with self._lock("room"):
-            self._evict(self.limit_bytes - size, keep=part)
-            with open(part, "wb") as file:
-                file.truncate(size)
+            return sum(size for _, size, _ in self._files())
 
-    def _evict(self, limit: int, keep: Path) -> None:
-        """Removes what was not used for longest until at most `limit` bytes are left; files that are in use or being fetched stay."""
-        files = []
-        for place in self.folder.iterdir():
-            with suppress(FileNotFoundError):
-                if place.is_file() and place != keep:
-                    status = place.stat()
-                    files.append((status.st_mtime_ns, status.st_size, place))
+    def _reserve(self, part: Path, size: int) -> None:
+        """Makes room and takes it, before other processes do; waits while what could go is in use."""
+        while True:
+            with self._lock("room"):
+                if self._evict(self.limit_bytes - size, keep=part):
+                    with open(part, "wb") as file:
+                        file.truncate(size)
+                    return
+            time.sleep(0.01)  # safe: who holds a reservation needs nothing more to finish
+
+    def _evict(self, limit: int, keep: Path) -> bool:
+        """Removes what was not used for longest until at most `limit` bytes are left; returns whether that was possible."""
+        files = sorted(entry for entry in self._files() if entry[2] != keep)
         total = sum(size for _, size, _ in files)
-        for _, size, place in sorted(files):
+        for _, size, place in files:
             if total <= limit:
-                return
-            if place.name[:2] == keep.name[:2]:  # under the lock that we hold
-                place.unlink(missing_ok=True)
-                total -= size
-                continue
-            with self._lock(f"file-{place.name[:2]}", wait=False) as held:
+                break
+            own = place.name[:2] == keep.name[:2]  # then its lock is ours already
+            with nullcontext(True) if own else self._lock(f"file-{place.name[:2]}", wait=False) as held:
                 if held:
                     place.unlink(missing_ok=True)
                     total -= size
+        return total <= limit
+
+    def _files(self) -> Iterator[tuple[int, int, Path]]:
+        """(time of last use, bytes, path) of each file."""
+        for place in self.folder.iterdir():
+            with suppress(FileNotFoundError):
+                status = place.stat()
+                if place.is_file():
+                    yield status.st_mtime_ns, status.st_size, place
 
     def _fetch(self, part: Path, sha256: str, size: int, name: str, open_remote: Callable[[], BinaryIO]) -> None:
         digest, count = hashlib.sha256(), 0

@@ -10,6 +10,7 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -22,7 +23,7 @@ from components.errors import UserError
 from components.training.communication import rows_of
 from components.training.randomness import LANE
 
-BLOCK_BYTES = 8 * 2**20  # gathered at once: large enough to amortise a call, small enough to stay near the processor's caches
+BLOCK_BYTES = 8 * 2**20  # gathered at once: enough to amortise a call, little enough to stay near the processor's caches
 BLOCKS_AHEAD = 2
 
 Tensors = dict[str, Tensor]
@@ -45,43 +46,53 @@ class Loader:
         self.dataset, self.batch_size, self.seed = dataset, batch_size, seed
         self.seconds_waited = 0.0
         row_bytes = sum(np.dtype(c.dtype).itemsize * int(np.prod(c.shape)) for c in dataset.shape.columns.values())
-        self._batches_a_block = max(1, BLOCK_BYTES // max(1, row_bytes * (self._slice.stop - self._slice.start)))
+        self._steps_a_block = max(1, BLOCK_BYTES // max(1, row_bytes * (self._slice.stop - self._slice.start)))
 
     def batches(self, first_step: int, last_step: int) -> Iterator[Tensors]:
         """This worker's rows of the global batches of steps [first_step, last_step): column -> (rows, *shape), on the CPU.
 
         Tensors are fresh and may be changed. They lie in pinned memory where there is a GPU.
         """
+        local_rows = self._slice.stop - self._slice.start
+        rooms = [self.dataset.room(local_rows * self._steps_a_block) for _ in range(BLOCKS_AHEAD + 1)]
+        spans = _growing_spans(first_step, last_step, self._steps_a_block)
         with ThreadPoolExecutor(1, "loader") as thread:
-            ahead: deque[Future[list[Tensors]]] = deque()
-            spans = _growing_spans(first_step, last_step, self._batches_a_block)
+            ahead: deque[Future[_Block]] = deque()
             try:
                 while True:
-                    while len(ahead) < BLOCKS_AHEAD and (span := next(spans, None)) is not None:
-                        ahead.append(thread.submit(self._block, *span))
+                    while rooms and (span := next(spans, None)) is not None:
+                        ahead.append(thread.submit(self._gather, span, rooms.pop()))
                     if not ahead:
                         return
                     block = self._wait(ahead.popleft())
-                    block.reverse()
-                    while block:
-                        yield block.pop()  # so that a batch is freed as soon as its consumer is done with it
+                    for places in block.places:
+                        yield _tensors({name: values.take(places, axis=0) for name, values in block.rows.items()})
+                    rooms.append(block.room)
             finally:
                 for future in ahead:
                     future.cancel()
 
-    def _wait(self, future: Future[list[Tensors]]) -> list[Tensors]:
+    def _wait(self, future: Future[_Block]) -> _Block:
         began = time.perf_counter()
         try:
             return future.result()
         finally:
             self.seconds_waited += time.perf_counter() - began
 
-    def _block(self, first_step: int, steps: int) -> list[Tensors]:
-        rows = rows_at(self.seed, first_step * self.batch_size, steps * self.batch_size, self.dataset.num_rows)
-        mine = rows.reshape(steps, self.batch_size)[:, self._slice]
-        block = _tensors(self.dataset.take(mine.reshape(-1)))
-        split = {name: tensor.split(mine.shape[1]) for name, tensor in block.items()}
-        return [{name: parts[step] for name, parts in split.items()} for step in range(steps)]
+    def _gather(self, steps: range, room: Rows) -> _Block:
+        global_rows = rows_at(self.seed, steps.start * self.batch_size, len(steps) * self.batch_size, self.dataset.num_rows)
+        rows = global_rows.reshape(len(steps), self.batch_size)[:, self._slice]
+        gathered, places = self.dataset.gather(rows.reshape(-1), room)
+        return _Block(gathered, places.reshape(rows.shape), room)
+
+
+@dataclass(frozen=True)
+class _Block:
+    """The rows of some steps, grouped by shard; `places` (steps, rows a step) says where each batch's rows lie."""
+
+    rows: Rows
+    places: np.ndarray
+    room: Rows  # the memory under `rows`, for a later block
 
 
 def evaluation_batches(dataset: Dataset, batch_size: int, rank: int = 0, size: int = 1, limit: int | None = None) -> Iterator[Tensors]:
@@ -94,14 +105,14 @@ def evaluation_batches(dataset: Dataset, batch_size: int, rank: int = 0, size: i
         yield _tensors(dataset.take(np.arange(first, min(first + batch_size, num_rows))))
 
 
-def _growing_spans(first_step: int, last_step: int, largest: int) -> Iterator[tuple[int, int]]:
-    """(first step, steps) of blocks that double up to `largest`, so that the first batch comes as soon as any."""
-    steps = 1
+def _growing_spans(first_step: int, last_step: int, largest: int) -> Iterator[range]:
+    """Blocks of steps that double in length up to `largest`, so that the first batch comes as soon as any."""
+    length = 1
     while first_step < last_step:
-        steps = min(steps, last_step - first_step)
-        yield first_step, steps
-        first_step += steps
-        steps = min(2 * steps, largest)
+        steps = range(first_step, min(first_step + length, last_step))
+        yield steps
+        first_step = steps.stop
+        length = min(2 * length, largest)
 
 
 def _tensors(rows: Rows) -> Tensors:

@@ -14,8 +14,8 @@ import numpy as np
 
 from components.training.randomness import derive_seed
 
-ROUNDS = 8
-SMALL, ROUNDS_WHEN_SMALL = 1000, 32  # on a few rows each round does little: 8 would leave some orders of 5 rows 15 % too frequent
+ROUNDS = 6
+SMALL, ROUNDS_WHEN_SMALL = 1000, 32  # on a few rows each round does little: 6 would leave some orders of 5 rows far too frequent
 
 
 def rows_at(seed: int, first: int, count: int, num_rows: int) -> np.ndarray:
