@@ -1,0 +1,16 @@
+"""Every model family by name. To add one: its file, and its line here."""
+
+from __future__ import annotations
+
+from components.families.classifier import Classifier
+from components.families.contract import Family
+from components.families.prior import Prior
+from components.families.vqgan import VQGAN
+from components.families.vqvae import VQVAE
+
+FAMILIES: dict[str, type[Family]] = {
+    "classifier": Classifier,
+    "prior": Prior,
+    "vqgan": VQGAN,
+    "vqvae": VQVAE,
+}
