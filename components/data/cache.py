@@ -19,6 +19,7 @@ from components.errors import UserError
 from components.storage import COPY_BYTES
 
 T = TypeVar("T")
+OpenRemote = Callable[[], tuple[BinaryIO, int]]  # a file and its length in bytes
 DEFAULT_GIGABYTES = 20.0
 
 
@@ -30,37 +31,31 @@ class ContentCache:
         self.folder = folder or Path(os.environ.get("RAYMILL_CACHE") or default)
         self.limit_bytes = _limit_of_environment() if limit_bytes is None else limit_bytes
 
-    def use(self, sha256: str, size: int, name: str, open_remote: Callable[[], BinaryIO], use: Callable[[Path], T]) -> T:
+    def use(self, sha256: str, name: str, open_remote: OpenRemote, use: Callable[[Path], T], size: int | None = None) -> T:
         """`use(path)` of the file with this checksum, fetched first where it is not here; the file is not removed before `use` returns.
 
-        Raises UserError naming `name` and both checksums when other bytes come, and when the file does not fit into the cache.
+        `open_remote` gives the file and its length. Raises UserError naming `name` and both checksums when other bytes come, and when
+        the file does not fit into the cache.
         """
-        if size > self.limit_bytes:
-            raise UserError(
-                f"{name} has {size} bytes and does not fit the cache of {self.limit_bytes} bytes in {self.folder}; raise RAYMILL_CACHE_GB"
-            )
-        with _mendable(self.folder):
+        with self._mendable():
             (self.folder / "locks").mkdir(parents=True, exist_ok=True)
-            place, part = self.folder / sha256, self.folder / f"{sha256}.part"
+            place = self.folder / sha256
             with self._lock(f"file-{sha256[:2]}"):  # one process fetches, the others wait for its result
                 if not self._touch(place, size):
-                    self._reserve(part, size)
-                    try:
-                        self._fetch(part, sha256, size, name, open_remote)
-                        with self._lock("room"):
-                            os.replace(part, place)
-                    finally:
-                        part.unlink(missing_ok=True)
+                    source, length = open_remote()
+                    with source:
+                        self._fetch(source, length, sha256, name)
                 return use(place)
 
-    def _touch(self, place: Path, size: int) -> bool:
+    def _touch(self, place: Path, size: int | None) -> bool:
+        """Whether the file is here; if so it counts as just used. One of another size was damaged, and is fetched again."""
         try:
-            if place.stat().st_size == size:
-                os.utime(place)
-                return True
+            if size is not None and place.stat().st_size != size:
+                return False
+            os.utime(place)
+            return True
         except FileNotFoundError:
-            pass
-        return False
+            return False
 
     def used_bytes(self) -> int:
         """Bytes of all files that are here or being fetched, never above the bound."""
@@ -99,18 +94,37 @@ class ContentCache:
                 if place.is_file():
                     yield status.st_mtime_ns, status.st_size, place
 
-    def _fetch(self, part: Path, sha256: str, size: int, name: str, open_remote: Callable[[], BinaryIO]) -> None:
-        digest, count = hashlib.sha256(), 0
-        with open_remote() as source, open(part, "r+b") as file:
-            while data := source.read(COPY_BYTES):
-                digest.update(data)
-                count += len(data)
-                file.write(data)
-        if count != size or digest.hexdigest() != sha256:
+    def _fetch(self, source: BinaryIO, size: int, sha256: str, name: str) -> None:
+        if size > self.limit_bytes:
             raise UserError(
-                f"{name} has {count} bytes with sha256 {digest.hexdigest()}, expected {size} bytes with {sha256}; "
-                "it was cut short or altered, make or fetch it again"
+                f"{name} has {size} bytes and does not fit the cache of {self.limit_bytes} bytes in {self.folder}; raise RAYMILL_CACHE_GB"
             )
+        part = self.folder / f"{sha256}.part"
+        self._reserve(part, size)
+        try:
+            digest, count = hashlib.sha256(), 0
+            with open(part, "r+b") as file:
+                while data := source.read(COPY_BYTES):
+                    digest.update(data)
+                    count += len(data)
+                    file.write(data)
+            if count != size or digest.hexdigest() != sha256:
+                raise UserError(
+                    f"{name} has {count} bytes with sha256 {digest.hexdigest()}, expected {size} bytes with {sha256}; "
+                    "it was cut short or altered, make or fetch it again"
+                )
+            with self._lock("room"):
+                os.replace(part, self.folder / sha256)
+        finally:
+            part.unlink(missing_ok=True)
+
+    @contextmanager
+    def _mendable(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            problem = f"the cache folder {self.folder} cannot be used: {error.strerror or error}"
+            raise UserError(f"{problem}; set RAYMILL_CACHE to another folder") from None
 
     @contextmanager
     def _lock(self, name: str, wait: bool = True) -> Iterator[bool]:
@@ -122,18 +136,6 @@ class ContentCache:
                 yield False
                 return
             yield True
-
-
-@contextmanager
-def _mendable(folder: Path) -> Iterator[None]:
-    try:
-        yield
-    except UserError:
-        raise
-    except OSError as error:
-        raise UserError(
-            f"the cache folder {folder} cannot be used: {error.strerror or error}; set RAYMILL_CACHE to another folder"
-        ) from None
 
 
 def _limit_of_environment() -> int:

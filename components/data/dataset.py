@@ -133,7 +133,7 @@ class Dataset:
 
         if self._cache is None:
             return view(place.removeprefix("file://"))
-        return self._cache.use(entry.sha256, entry.bytes, f"shard {place}", lambda: storage.open_read(place), view)
+        return self._cache.use(entry.sha256, f"shard {place}", lambda: (storage.open_read(place), entry.bytes), view, entry.bytes)
 
     def _warn_when_too_large(self) -> None:
         total = sum(entry.bytes for entry in self._entries)

@@ -12,6 +12,7 @@ import math
 
 import numpy as np
 
+from components.data.mixing import GOLDEN, mix, words_at
 from components.training.randomness import derive_seed
 
 ROUNDS = 6
@@ -41,7 +42,9 @@ class _Network:
         self._b = -(-num_rows // self._a)
         epochs = np.arange(first_epoch, first_epoch + num_epochs, dtype=np.uint64)
         rounds = ROUNDS if num_rows > SMALL else ROUNDS_WHEN_SMALL
-        words = _random_words(derive_seed("order", seed), epochs, rounds * self._a).reshape(num_epochs, rounds, self._a)
+        streams = words_at(derive_seed("order", seed), epochs)[:, None]
+        with np.errstate(over="ignore"):
+            words = mix(streams + GOLDEN * np.arange(1, rounds * self._a + 1, dtype=np.uint64)).reshape(num_epochs, rounds, self._a)
         # even rounds shift the left half modulo a, odd rounds the right half modulo b
         moduli = np.where(np.arange(rounds) % 2 == 0, self._a, self._b).astype(np.uint64)[:, None]
         tables = ((words >> np.uint64(32)) * moduli >> np.uint64(32)).astype(np.int64)
@@ -69,18 +72,3 @@ def _shift(half: np.ndarray, table: np.ndarray, other: np.ndarray, base: np.ndar
     half = half + table.take(other if base is None else other + base)
     half -= modulus * (half >= modulus)
     return half
-
-
-def _random_words(seed: int, streams: np.ndarray, count: int) -> np.ndarray:
-    """`count` 64-bit words of one SplitMix64 generator a stream: (len(streams), count) uint64 (Steele, Lea and Flood, OOPSLA 2014)."""
-    golden = np.uint64(0x9E3779B97F4A7C15)
-    with np.errstate(over="ignore"):
-        states = _mix(np.uint64(seed) + golden * (streams + np.uint64(1)))
-        return _mix(states[:, None] + golden * np.arange(1, count + 1, dtype=np.uint64))
-
-
-def _mix(words: np.ndarray) -> np.ndarray:
-    with np.errstate(over="ignore"):
-        words = (words ^ (words >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        words = (words ^ (words >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        return words ^ (words >> np.uint64(31))

@@ -62,11 +62,11 @@ def test_the_least_recently_used_file_goes_first(tmp_path: Path) -> None:
     cache, fetched = ContentCache(tmp_path, limit_bytes=30), []
 
     def use(content: bytes) -> bytes:
-        def fetch() -> io.BytesIO:
+        def fetch() -> tuple[io.BytesIO, int]:
             fetched.append(content)
-            return io.BytesIO(content)
+            return io.BytesIO(content), len(content)
 
-        return cache.use(hashlib.sha256(content).hexdigest(), len(content), "file", fetch, Path.read_bytes)
+        return cache.use(hashlib.sha256(content).hexdigest(), "file", fetch, Path.read_bytes, len(content))
 
     a, b, c, d = (bytes([letter]) * 10 for letter in b"abcd")
     for content in (a, b, c, a, d):  # d takes the place of b, which was not used for longest
@@ -83,7 +83,7 @@ def test_the_least_recently_used_file_goes_first(tmp_path: Path) -> None:
 def test_a_file_that_does_not_fit_is_refused(tmp_path: Path) -> None:
     cache = ContentCache(tmp_path, limit_bytes=5)
     with pytest.raises(UserError, match=r"shard x has 6 bytes and does not fit the cache of 5 bytes .*raise RAYMILL_CACHE_GB"):
-        cache.use("0" * 64, 6, "shard x", lambda: io.BytesIO(b"123456"), Path.read_bytes)
+        cache.use("0" * 64, "shard x", lambda: (io.BytesIO(b"123456"), 6), Path.read_bytes)
 
 
 def test_an_altered_shard_is_named_with_both_checksums_and_not_kept(s3: str, tmp_path: Path) -> None:
@@ -115,7 +115,7 @@ def test_a_bad_bound_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, t
 def test_a_cache_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match=rf"the cache folder {tmp_path}/file/cache cannot be used"):
-        ContentCache(tmp_path / "file" / "cache").use("0" * 64, 1, "x", lambda: io.BytesIO(b"1"), Path.read_bytes)
+        ContentCache(tmp_path / "file" / "cache").use("0" * 64, "x", lambda: (io.BytesIO(b"1"), 1), Path.read_bytes)
 
 
 def _use_many(folder: str, seed: int, failures: mp.SimpleQueue) -> None:
@@ -123,7 +123,7 @@ def _use_many(folder: str, seed: int, failures: mp.SimpleQueue) -> None:
     random = np.random.default_rng(seed)
     for number in random.integers(0, 12, 150).tolist():
         content = bytes([number]) * 1000
-        if cache.use(hashlib.sha256(content).hexdigest(), 1000, "x", lambda c=content: io.BytesIO(c), Path.read_bytes) != content:
+        if cache.use(hashlib.sha256(content).hexdigest(), "x", lambda c=content: (io.BytesIO(c), 1000), Path.read_bytes) != content:
             failures.put(f"wrong bytes for {number}")
         if cache.used_bytes() > 5_000:
             failures.put("the cache is over its bound")

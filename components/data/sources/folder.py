@@ -1,0 +1,132 @@
+"""The files of a source: a local path, an s3:// prefix, or an http(s) URL whose files and checksums the config names.
+
+What comes by http(s) goes through the node-local cache, so that every worker node fetches a file once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import http.client
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
+from typing import Any, BinaryIO, cast
+
+from components import storage
+from components.data.cache import ContentCache
+from components.errors import UserError, did_you_mean
+
+HASHING_THREADS = 4
+TRIES, TIMEOUT_SECONDS = 4, 60
+
+
+class SourceFolder:
+    """Names, checksums and content of a source's files, by path relative to it. A single file is a folder of one."""
+
+    def __init__(self, url: str, checksums: Mapping[str, str]) -> None:
+        self.url = url
+        self._checksums = dict(checksums)
+        self._http = url.startswith(("http://", "https://"))
+        if self._http and not checksums:
+            raise UserError(f"source {url}: give its files and their SHA-256, for example checksums='{{images.npz: 0123...}}'")
+
+    @cached_property
+    def files(self) -> tuple[str, ...]:
+        """Sorted paths; hidden ones, and those that begin with an underscore, are left out. Raises UserError when there is none."""
+        if self._http:
+            return tuple(sorted(self._checksums))
+        found = [self._root[1]] if self._root[1] else [path for path in storage.list_files(self.url) if not _is_hidden(path)]
+        for path in self._checksums:
+            if path not in found:
+                raise UserError(f"source {self.url} has no file {path!r}, which checksums names; {did_you_mean(path, found)}")
+        if not found:
+            problem = "holds no files" if storage.exists(self.url) else "does not exist"
+            raise UserError(f"source {self.url} {problem}; give a file or a folder with data")
+        return tuple(sorted(self._checksums or found))
+
+    def place(self, path: str) -> str:
+        """The URL of a file, for reading and for messages."""
+        return storage.join(self._root[0], path)
+
+    def open(self, path: str) -> BinaryIO:
+        if not self._http:
+            return storage.open_read(self.place(path))
+        place = self.place(path)
+        return ContentCache().use(self._checksums[path], place, lambda: _get(place), lambda local: local.open("rb"))
+
+    def read(self, path: str) -> bytes:
+        with self.open(path) as file:
+            return file.read()
+
+    def sha256(self, paths: tuple[str, ...]) -> dict[str, str]:
+        """Checksums by path, checked against those of the config; raises UserError naming the file and both when they differ."""
+        with ThreadPoolExecutor(HASHING_THREADS) as threads:
+            return dict(zip(paths, threads.map(self._sha256, paths), strict=True))
+
+    def _sha256(self, path: str) -> str:
+        with self.open(path) as file:
+            found = hashlib.file_digest(cast(Any, file), "sha256").hexdigest()
+        expected = self._checksums.get(path, found)
+        if found != expected:
+            raise UserError(f"{self.place(path)} has sha256 {found}, the config's checksums say {expected}; fetch it again or correct them")
+        return found
+
+    @cached_property
+    def _root(self) -> tuple[str, str]:
+        """(URL that the paths are relative to, the only file or '')."""
+        if self._http:
+            parts = urllib.parse.urlsplit(self.url)
+            folder, _, name = parts.path.rpartition("/")
+            if name in self._checksums:
+                return urllib.parse.urlunsplit(parts._replace(path=folder)), name
+            return self.url, ""
+        if storage.size(self.url) is None:
+            return self.url, ""
+        folder, _, name = self.url.rpartition("/")
+        return folder if folder or not self.url.startswith("/") else "/", name
+
+
+def _is_hidden(path: str) -> bool:
+    return any(part.startswith((".", "_")) for part in path.split("/"))
+
+
+def _get(url: str) -> tuple[BinaryIO, int]:
+    """The body behind a URL and its length; tries again when the server does not answer or is overloaded."""
+    for pause in range(1, TRIES + 1):
+        try:
+            response = urllib.request.urlopen(url, timeout=TIMEOUT_SECONDS)
+            length = response.headers.get("Content-Length")
+            if length is None:
+                raise UserError(f"{url}: the server does not say how long the file is; fetch it by hand and give its folder")
+            return cast(BinaryIO, _Body(url, response)), int(length)
+        except urllib.error.HTTPError as error:
+            if error.code < 500 or pause == TRIES:
+                raise UserError(f"{url} cannot be fetched: the server answered {error.code} {error.reason}; check the URL") from None
+        except (OSError, http.client.HTTPException) as error:
+            if pause == TRIES:
+                raise UserError(f"{url} cannot be fetched: {error}; check the URL and the network") from None
+        time.sleep(0.25 * 2**pause)
+    raise AssertionError("the last try raises")
+
+
+class _Body:
+    """The body of a response, whose failures are the user's to mend."""
+
+    def __init__(self, url: str, response: http.client.HTTPResponse) -> None:
+        self._url, self._response = url, response
+
+    def read(self, size: int) -> bytes:
+        try:
+            return self._response.read(size)
+        except (OSError, http.client.HTTPException) as error:
+            raise UserError(f"{self._url} broke off: {error}; try again") from None
+
+    def __enter__(self) -> _Body:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._response.close()
