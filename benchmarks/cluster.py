@@ -25,7 +25,7 @@ SHIPPED = Path(__file__).parent.parent / "datasets" / "fashion-mnist"
 
 def run(store: str, images: str, overrides: tuple[str, ...], environment: dict[str, str], *options: str) -> float:
     """Seconds of one `raymill run tokens`."""
-    command = [sys.executable, "-m", "pipelines.cli", "run", "tokens", *overrides, f"source={images}", "--store", store, *options]
+    command = [sys.executable, "-m", "pipelines.cli", "run", "tokens", *overrides, f"data={images}", "--store", store, *options]
     started = time.perf_counter()
     done = subprocess.run([*command, "--preset", "quick", "--json"], env={**os.environ, **environment}, capture_output=True, text=True)
     if done.returncode:
