@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STORE  ?= store
 
-.PHONY: demo test check bench clean
+.PHONY: demo test check bench constraints clean
 
 demo: $(VENV)/.installed
 	$(BIN)/raymill run tokens --preset quick --store $(STORE)
@@ -35,5 +35,12 @@ $(VENV)/.installed-bench: $(VENV)/.installed-test
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test,bench]'
 	@touch $@
 
+# Newest versions that go together; the local part of a version (+cpu) is left to the machine that installs.
+constraints:
+	rm -rf build/constraints && $(PYTHON) -m venv build/constraints
+	build/constraints/bin/python -m pip install --quiet '.[test,bench]'
+	(echo '# Every version, pinned: two machines install the same. Made by `make constraints`.'; \
+	 build/constraints/bin/python -m pip freeze --exclude raymill | sed 's/+[a-z0-9]*$$//') > constraints.txt
+
 clean:
-	rm -rf $(VENV)
+	rm -rf $(VENV) build
