@@ -13,6 +13,7 @@ from pydantic import Field, SerializeAsAny, ValidationInfo, field_validator
 
 from components.config import Config, merge, override, read_yaml
 from components.errors import UserError, did_you_mean
+from components.families.contract import Family
 from components.families.model_folder import family_class
 from components.training.config import TrainConfig
 
@@ -72,7 +73,7 @@ def configure(config: C, values: Mapping[str, Any], preset: str | None, file: st
 
     Where one of them gives a training section another family, the section begins anew, from that family's own preset.
     """
-    config = _lay(config, values, preset, f"preset {preset}")
+    config = _lay(config, values, preset, f"preset {preset}", anew=True)
     if file is not None:
         config = _lay(config, read_yaml(file), preset, file)
     families = [text for text in assignments if text.partition("=")[0].endswith(".family")]
@@ -82,12 +83,21 @@ def configure(config: C, values: Mapping[str, Any], preset: str | None, file: st
     return override(config, [text for text in assignments if text not in families])
 
 
-def _lay(config: C, values: Mapping[str, Any], preset: str | None, origin: str) -> C:
+def sampler_settings(family: Family, file: str | None, assignments: list[str]) -> Config:
+    """Options of a model's sampler from a config file and overrides; raises UserError when it does not generate."""
+    if family.Sampler is None:
+        raise UserError(f"{type(family).__name__} does not generate samples; give a model that does, such as a prior")
+    sampler = family.Sampler()
+    return override(sampler if file is None else merge(sampler, read_yaml(file), file), assignments)
+
+
+def _lay(config: C, values: Mapping[str, Any], preset: str | None, origin: str, anew: bool = False) -> C:
+    """Merges `values`; training sections of another family (with `anew`, all that name one) start from their family's own preset."""
     for name, section in values.items():
         if not isinstance(section, Mapping) or "family" not in section or name not in type(config).model_fields:
             continue
         present = getattr(config, name)
-        if present is None or present.family != section["family"]:
+        if anew or present is None or present.family != section["family"]:
             start = {"family": section["family"], **family_preset(section["family"], preset or "")}
             config = type(config).parse(config.to_json() | {name: start}, origin)
     return merge(config, values, origin)

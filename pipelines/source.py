@@ -87,9 +87,9 @@ def _remembered(place: str) -> dict[str, Any]:
 
 
 def _remote_hashes(url: str) -> dict[str, str]:
-    names = [name for name in storage.list_files(url) if not _hidden(Path(name))]
-    if not names:
+    if storage.size(url) is not None:
         return {url.rsplit("/", 1)[-1]: describe(url).sha256}
+    names = [name for name in storage.list_files(url) if not _hidden(Path(name))]
     return {name: describe(storage.join(url, name)).sha256 for name in names}
 
 

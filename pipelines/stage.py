@@ -106,6 +106,7 @@ class Pipeline:
 
     def __init__(self, name: str, about: str, config: type[Config], stages: Sequence[Stage], presets: Mapping[str, dict[str, Any]]) -> None:
         self.name, self.about, self.config, self.stages, self.presets = name, about, config, tuple(stages), dict(presets)
+        self.default_preset = next(iter(presets), "")
         made: dict[str, bool] = {}  # stage -> whether a config may leave it out
         read = set()
         for each in self.stages:

@@ -22,7 +22,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import ValidationError
+from pydantic import ValidationError, computed_field
 
 from components import storage
 from components.config import Config, fingerprint
@@ -42,6 +42,7 @@ class Recipe(Config):
     config: dict[str, Any]
     inputs: dict[str, str]  # argument of the stage -> fingerprint
 
+    @computed_field  # type: ignore[prop-decorator]  # in artifact.json too, for those who read it
     @property
     def fingerprint(self) -> str:
         return fingerprint({"stage": self.stage, "version": self.version, "config": self.config, "inputs": self.inputs})
@@ -110,10 +111,11 @@ class Draft:
 
     def adopt(self, url: str, name: str) -> None:
         """Copies the file or folder at `url` into the draft as `name`; nothing at `url` is moved, so a kill loses nothing."""
-        for file in storage.list_files(url) or [""]:
-            target = self.folder / name / file if file else self.folder / name
-            target.parent.mkdir(parents=True, exist_ok=True)
-            storage.download(storage.join(url, file) if file else url, str(target))
+        if storage.size(url) is not None:
+            storage.download(url, str(self.folder / name))
+            return
+        for file in storage.list_files(url):
+            storage.download(storage.join(url, file), str(self.folder / name / file))
 
 
 class Store:
@@ -204,7 +206,7 @@ class Store:
             local = {str(path.relative_to(draft.folder)): path for path in sorted(draft.folder.rglob("*")) if path.is_file()}
             files |= {file: describe(str(path)) for file, path in local.items()}
         manifest = Manifest(
-            **recipe.to_json(),
+            **recipe.model_dump(exclude={"fingerprint"}),
             sources=sources,
             files=dict(sorted(files.items())),
             seconds=round(seconds, 3),
@@ -259,10 +261,15 @@ def open_artifact(url: str) -> Artifact:
     found = values.get("format_version") if isinstance(values, dict) else None
     if found != FORMAT_VERSION:
         raise UserError(f"{place} has format version {found!r}, this Raymill reads {FORMAT_VERSION}; remove {url} to make it again")
+    named = values.pop("fingerprint", None)
     try:
         manifest = Manifest.model_validate(values)
     except ValidationError:
         raise UserError(f"{place} is not the manifest of an artifact; remove {url} to make it again") from None
+    if named != manifest.fingerprint:
+        raise UserError(
+            f"{place} was altered: it names fingerprint {named}, and describes {manifest.fingerprint}; remove {url} to make it again"
+        )
     return Artifact(url, manifest)
 
 

@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
 
 from components import storage
 from components.errors import UserError
 from components.families.model_folder import COMMIT as MODEL_COMMIT
 from components.training.job import TrainingJob
 from pipelines.settings import Training
-from pipelines.stage import Task
-from pipelines.store import COMMIT, Store
+from pipelines.source import Source, SourceReader
+from pipelines.stage import Progress, Stage, Step, Task, make
+from pipelines.store import COMMIT, Artifact, Recipe, Store
+from pipelines.workers import Workers
 
 MODEL = "model"
+KEPT = {"prior": ("tokenizer",)}  # models that a family's own model folder carries, since it is of no use without them
 
 
-def train_model(task: Task[Training], data: str, children: Mapping[str, str] | None = None, kept: tuple[str, ...] = ()) -> None:
+def train_model(task: Task[Training], data: str, children: Mapping[str, str] | None = None) -> None:
     """Trains on the data set at `data` in the task's work folder, from its last checkpoint on; leaves `model/`, `metrics/` and `run.json`.
 
-    `children` maps names to model folders of earlier models; those in `kept` are copied into the new one.
+    `children` maps names to the model folders of earlier models that it builds on.
     """
     job = TrainingJob(
         family=task.config.family,
@@ -27,7 +33,7 @@ def train_model(task: Task[Training], data: str, children: Mapping[str, str] | N
         data=data,
         run=task.draft.work,
         children=dict(children or {}),
-        children_kept=kept,
+        children_kept=tuple(name for name in KEPT.get(task.config.family, ()) if name in (children or {})),
     )
     task.workers.train(job, task.report)
     for name in (MODEL, "metrics", "run.json"):
@@ -52,3 +58,45 @@ def find_model(reference: str, store: Store) -> str:
 def find_data(reference: str, store: Store) -> str:
     """The data set that `reference` means: a folder or URL, or the name of an artifact in the store."""
     return reference if storage.exists(reference) else store.resolve(reference).url
+
+
+def make_model(
+    settings: Training, data: str, children: list[str], store: Store, workers: Workers, progress: Progress, command: str
+) -> tuple[Artifact, bool]:
+    """One model outside any pipeline: an artifact named after its family, and whether it had to be made.
+
+    `children` are NAME=MODEL texts. Raises UserError for what cannot be found or does not go together.
+    """
+
+    def build(task: Task[Training], data: Source, **models: Source) -> None:
+        train_model(task, data.url, {name: model.url for name, model in models.items()})
+
+    reader = SourceReader(store)
+    sources = {"data": reader.read(find_data(data, store), "DATA")}
+    for text in children:
+        name, separator, reference = text.partition("=")
+        if not separator or not name.isidentifier() or name == "data":
+            raise UserError(f"--with {text!r} is not NAME=MODEL, for example tokenizer=store/artifacts/tokenizer-0123456789abcdef")
+        sources[name] = reader.read(find_model(reference, store), f"--with {name}")
+    inputs = {name: source.fingerprint for name, source in sources.items()}
+    recipe = Recipe(stage=settings.family, version=1, config=settings.to_json(), inputs=inputs)
+    step = Step(Stage(settings.family, 1, build, (), Training), settings, recipe, sources, {})
+    try:
+        found, made = make(step, {}, store, workers, progress, command)
+    except BaseException:
+        store.tidy()
+        raise
+    reader.remember()
+    progress.ends(settings.family, found, made)
+    return found, made
+
+
+@contextmanager
+def empty_folder(url: str) -> Iterator[Path]:
+    """A local folder whose files are copied to `url` at the end; raises UserError when something is there already."""
+    if storage.list_names(url):
+        raise UserError(f"{url} is not empty; give a new folder")
+    with tempfile.TemporaryDirectory() as scratch:
+        yield Path(scratch)
+        for file in storage.list_files(scratch):
+            storage.upload(storage.join(scratch, file), storage.join(url, file))

@@ -129,6 +129,15 @@ def test_a_manifest_of_another_kind_is_refused_by_name(store: Store, text: str) 
         open_artifact(str(place.parent))
 
 
+def test_an_altered_manifest_does_not_fit_its_fingerprint(store: Store) -> None:
+    place = Path(publish(store).url) / COMMIT
+    values = json.loads(place.read_text())
+    assert values["fingerprint"] == RECIPE.fingerprint
+    place.write_text(json.dumps(values | {"config": {"count": 4}}))
+    with pytest.raises(UserError, match="was altered"):
+        store.find(RECIPE)
+
+
 def test_references(store: Store) -> None:
     first = publish(store)
     second = publish(store, RECIPE.model_copy(update={"version": 2}))

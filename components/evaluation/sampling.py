@@ -1,0 +1,37 @@
+"""Samples of a model as files: a picture to look at and the numbers themselves."""
+
+from __future__ import annotations
+
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from components import storage
+from components.config import Config
+from components.evaluation.pictures import grid, png
+from components.families.contract import Family
+
+COLUMNS = 10
+
+
+def to_images(family: Family, samples: Tensor) -> Tensor:
+    """Samples of `family` as uint8 images (N, C, H, W): decoded where it has a decoder, else taken as values in [0, 1]."""
+    decode = getattr(family, "decode", None)
+    images = decode(samples) if decode is not None else samples
+    assert images.dim() == 4, f"{type(family).__name__} gives samples of shape {tuple(images.shape)}, which are no pictures"
+    return (images.clamp(0, 1) * 255).round().to(torch.uint8).cpu()
+
+
+def write_samples(family: Family, count: int, seed: int, sampler: Config, url: str) -> list[str]:
+    """Draws `count` samples into `samples.png` and `samples.safetensors` (tensors `samples` and `images`); returns their URLs.
+
+    Raises UserError when the family does not generate, or has no way to pictures.
+    """
+    samples = family.sample(count, seed, sampler)
+    images = to_images(family, samples)
+    blank = torch.zeros(-count % COLUMNS, *images.shape[1:], dtype=torch.uint8)
+    rows = torch.cat([images, blank]).split(COLUMNS)
+    places = [storage.join(url, name) for name in ("samples.png", "samples.safetensors")]
+    storage.write_bytes(places[0], png(grid([row.numpy() for row in rows], scale=3)))
+    storage.write_bytes(places[1], safetensors.torch.save({"samples": samples.cpu().contiguous(), "images": images.contiguous()}))
+    return places

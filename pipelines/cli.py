@@ -1,0 +1,383 @@
+"""The command line `raymill`: parse, call, print. `raymill --help` and `raymill COMMAND --help` have examples.
+
+Every command takes `--json` (one JSON object on stdout, nothing else there) and `--verbose`. Exit codes are in `pipelines/shell.py`.
+"""
+
+from __future__ import annotations
+
+import sys
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from components import storage
+from components.errors import UserError
+from pipelines.catalogue import PIPELINES, find_pipeline
+from pipelines.console import Console, duration
+from pipelines.shell import Answer, answer
+from pipelines.store import COMMIT, Artifact, Store, open_artifact
+from pipelines.workers import Workers
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+app = typer.Typer(rich_markup_mode=None, add_completion=False, pretty_exceptions_enable=False)
+
+Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Options of the config by dotted name.")]
+StoreOption = Annotated[str, typer.Option("--store", help="Folder or s3:// URL of the artifacts.", envvar="RAYMILL_STORE")]
+PresetOption = Annotated[str | None, typer.Option("--preset", help="quick, base or full.")]
+ConfigOption = Annotated[str | None, typer.Option("--config", help="YAML file of config values, laid over the preset.")]
+WorkersOption = Annotated[int, typer.Option("--workers", help="Ray workers; 0 runs in this process, without Ray.")]
+AddressOption = Annotated[str | None, typer.Option("--address", help="host:port of a running Ray cluster (default: one of its own).")]
+JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object on stdout, nothing else there.")]
+VerboseOption = Annotated[bool, typer.Option("--verbose", help="Log to stderr; show tracebacks.")]
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs one command line and returns its exit code."""
+    arguments = sys.argv[1:] if argv is None else argv
+    return answer(
+        lambda: app(args=arguments, prog_name="raymill", standalone_mode=False),
+        as_json="--json" in arguments,
+        verbose="--verbose" in arguments,
+    )
+
+
+@app.callback(invoke_without_command=True)
+def raymill(context: typer.Context) -> None:
+    """Training pipelines on Ray: data in, trained models and a report out.
+
+    \b
+    raymill run tokens                          the whole pipeline on the data that comes with Raymill
+    raymill run tokens data=~/pictures          the same on your own pictures
+    raymill list                                families, pipelines, and what is in the store
+    """
+    if context.invoked_subcommand is None:
+        print(context.get_help())
+
+
+@app.command("list")
+def list_(store: StoreOption = "store", json: JsonOption = False, verbose: VerboseOption = False) -> Answer:
+    """Lists model families, pipelines, and the artifacts in the store.
+
+    \b
+    raymill list
+    raymill list --store s3://bucket/store --json
+    """
+    from components.families.catalogue import FAMILIES
+
+    families = {name: (cls.__doc__ or "").strip().partition("\n")[0] for name, cls in sorted(FAMILIES.items())}
+    pipelines = {name: find_pipeline(name).about for name in sorted(PIPELINES)}
+    artifacts = Store(store).artifacts()
+    values = {"families": families, "pipelines": pipelines, "store": Store(store).url, "artifacts": [_shown(a) for a in artifacts]}
+    lines = ["families", *_table(families.items()), "", "pipelines", *_table(pipelines.items()), ""]
+    rows = [(a.name, f"{a.manifest.made_at[:19].replace('T', ' ')} UTC, {duration(a.manifest.seconds)}") for a in artifacts]
+    return Answer(values, [*lines, f"artifacts in {Store(store).url}", *(_table(rows) or ["  none"])])
+
+
+@app.command()
+def run(
+    pipeline: Annotated[str, typer.Argument(help="Name of a pipeline; `raymill list` has them.")],
+    overrides: Overrides = None,
+    preset: PresetOption = None,
+    config: ConfigOption = None,
+    workers: WorkersOption = 2,
+    store: StoreOption = "store",
+    address: AddressOption = None,
+    json: JsonOption = False,
+    verbose: VerboseOption = False,
+) -> Answer:
+    """Makes what is missing of a pipeline, and says where its report is. A killed run goes on where it stopped.
+
+    \b
+    raymill run tokens
+    raymill run tokens --preset full data=/usr/share/datasets/fashion-mnist
+    raymill run tokens prior.train.steps=2000 prior.model.depth=6
+    raymill run tokens --address 10.0.0.5:6379 --workers 8 --store s3://bucket/store data=s3://bucket/pictures
+    """
+    from pipelines.settings import configure, take_preset
+
+    chosen = find_pipeline(pipeline)
+    preset, assignments = take_preset(preset, overrides or [])
+    settings = configure(
+        chosen.config(), chosen.presets[preset or chosen.default_preset], preset or chosen.default_preset, config, assignments
+    )
+    place = Store(store)
+    command = _again("run", pipeline, *assignments, preset=preset or chosen.default_preset, config=config)
+    with _console(json) as console, Workers(workers, address) as crew:
+        done = chosen.run(settings, place, crew, console, command)
+    made = [name for name, (_, new) in done.items() if new]
+    artifacts = {name: _shown(found) | {"made": new} for name, (found, new) in done.items()}
+    values: dict[str, Any] = {"pipeline": pipeline, "store": place.url, "made": made, "artifacts": artifacts}
+    last = list(done.values())[-1][0]
+    lines = [f"{pipeline}: {_count(len(done), 'artifact')}, " + (f"{len(made)} made now" if made else "all there already; nothing to do")]
+    values["scores"], score_lines = _scores(found for found, _ in done.values())
+    if "page.html" in last.manifest.files:
+        values["report"] = last.path("page.html")
+        score_lines.append(f"report: {values['report']}")
+    return Answer(values, [*lines, *score_lines])
+
+
+@app.command()
+def prepare(
+    source: Annotated[str, typer.Argument(help="IDX files, class folders of images, Parquet, WebDataset tars or .npz.")],
+    out: Annotated[str, typer.Argument(help="Folder or s3:// URL of the data set.")],
+    overrides: Overrides = None,
+    config: ConfigOption = None,
+    workers: WorkersOption = 2,
+    address: AddressOption = None,
+    json: JsonOption = False,
+    verbose: VerboseOption = False,
+) -> Answer:
+    """Reads a source of pictures and writes a data set of Arrow shards. Run again after adding files, it makes only what is new.
+
+    \b
+    raymill prepare datasets/fashion-mnist data/fashion
+    raymill prepare ~/pictures s3://bucket/pictures --workers 8
+    """
+    from pipelines.tokens import prepare_images, read_image_settings
+
+    settings = read_image_settings(config, overrides or [])
+    with _console(json) as console, Workers(workers, address) as crew:
+        console.begins("prepare")
+        index = prepare_images(source, out, settings, crew, lambda row: console.reports("prepare", row))
+    rows = {split: index.num_rows(split) for split in index.splits}
+    shape = {name: list(column.shape) for name, column in index.columns.items()}
+    values = {"data": out, "fingerprint": index.fingerprint, "rows": rows, "columns": shape, "classes": list(index.class_names)}
+    return Answer(values, [f"{out}: " + ", ".join(f"{count} {split} rows" for split, count in rows.items()) + f", {len(shape)} columns"])
+
+
+@app.command()
+def train(
+    family: Annotated[str, typer.Argument(help="Name of a model family; `raymill list` has them.")],
+    data: Annotated[str, typer.Argument(help="Data set folder or URL, or an artifact of the store.")],
+    overrides: Overrides = None,
+    with_: Annotated[list[str] | None, typer.Option("--with", metavar="NAME=MODEL", help="A model that it builds on.")] = None,
+    preset: PresetOption = None,
+    config: ConfigOption = None,
+    workers: WorkersOption = 2,
+    store: StoreOption = "store",
+    address: AddressOption = None,
+    json: JsonOption = False,
+    verbose: VerboseOption = False,
+) -> Answer:
+    """Trains one model into an artifact of the store. A killed run goes on where it stopped; a finished one is not trained again.
+
+    \b
+    raymill train vqvae data/fashion train.steps=2000 model.num_codes=512
+    raymill train prior codes --with tokenizer=tokenizer --preset quick
+    """
+    from pipelines.settings import Training, configure, family_preset, take_preset
+    from pipelines.training import make_model
+
+    place = Store(store)
+    preset, assignments = take_preset(preset, overrides or [])
+    settings = configure(Training(family=family), family_preset(family, preset or ""), preset, config, assignments)
+    command = _again("train", family, data, *assignments, preset=preset, config=config, with_=with_)
+    with _console(json) as console, Workers(workers, address) as crew:
+        artifact, made = make_model(settings, data, with_ or [], place, crew, console, command)
+    state = "made" if made else "there already; nothing to do"
+    values = _shown(artifact) | {
+        "made": made,
+        "model": artifact.path("model"),
+        "scores": storage.read_json(artifact.path("run.json"))["scores"],
+    }
+    numbers = [(name, f"{value:.5g}") for name, value in values["scores"].items() if isinstance(value, float)]
+    return Answer(values, [f"{artifact.name}: {state}", *_table(numbers), f"model: {values['model']}"])
+
+
+@app.command()
+def sample(
+    model: Annotated[str, typer.Argument(help="Model folder or URL, or an artifact of the store.")],
+    overrides: Overrides = None,
+    count: Annotated[int, typer.Option("--count", min=1, help="How many samples.")] = 64,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Equal seeds give equal samples.")] = 0,
+    out: Annotated[str, typer.Option("--out", help="Folder or URL for samples.png and samples.safetensors.")] = "samples",
+    config: ConfigOption = None,
+    store: StoreOption = "store",
+    json: JsonOption = False,
+    verbose: VerboseOption = False,
+) -> Answer:
+    """Draws samples from a model that generates: a picture to look at, and the numbers themselves.
+
+    \b
+    raymill sample prior --count 100 temperature=0.9 top_k=64
+    raymill sample store/artifacts/prior-0123456789abcdef/model --seed 7 --out out/seven
+    """
+    from components.evaluation.sampling import write_samples
+    from components.families.model_folder import load_model
+    from pipelines.settings import sampler_settings
+    from pipelines.training import find_model
+
+    loaded = load_model(find_model(model, Store(store)))
+    files = write_samples(loaded, count, seed, sampler_settings(loaded, config, overrides or []), out)
+    return Answer({"model": model, "count": count, "seed": seed, "files": files}, files)
+
+
+@app.command()
+def evaluate(
+    model: Annotated[str, typer.Argument(help="Model folder or URL, or an artifact of the store.")],
+    data: Annotated[str, typer.Argument(help="Data set folder or URL, or an artifact of the store.")],
+    split: Annotated[str, typer.Option("--split", help="Which part of the data set.")] = "test",
+    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Rows at a time.")] = 256,
+    limit: Annotated[int | None, typer.Option("--limit", min=1, help="Only the first rows.")] = None,
+    store: StoreOption = "store",
+    json: JsonOption = False,
+    verbose: VerboseOption = False,
+) -> Answer:
+    """Scores a model on a data set.
+
+    \b
+    raymill evaluate tokenizer images
+    raymill evaluate store/artifacts/prior-0123456789abcdef/model codes --split train --limit 1000 --json
+    """
+    from components.data.dataset import Dataset
+    from components.evaluation.scoring import evaluate as score
+    from components.families.model_folder import load_model
+    from pipelines.training import find_data, find_model
+
+    place = Store(store)
+    loaded = load_model(find_model(model, place))
+    scores = score(loaded, Dataset.open(find_data(data, place), split), batch_size=batch_size, limit=limit)
+    numbers = [(name, f"{value:.6g}") for name, value in scores.items() if isinstance(value, float)]
+    return Answer({"model": model, "data": data, "split": split, "scores": scores}, _table(numbers))
+
+
+@app.command()
+def export(
+    model: Annotated[str, typer.Argument(help="Model folder or URL, or an artifact of the store.")],
+    out: Annotated[str, typer.Argument(help="A new or empty folder.")],
+    store: StoreOption = "store",
+    json: JsonOption = False,
+    verbose: VerboseOption = False,
+) -> Answer:
+    """Writes a model in a form that a public library opens: a prior as a Hugging Face GPT-2 folder.
+
+    \b
+    raymill export prior exported/prior
+    """
+    from components.families.model_folder import load_model
+    from pipelines.training import empty_folder, find_model
+
+    loaded = load_model(find_model(model, Store(store)))
+    with empty_folder(out) as folder:
+        loaded.export(folder)
+    files = storage.list_files(out)
+    return Answer({"model": model, "out": out, "files": files}, [storage.join(out, file) for file in files])
+
+
+@app.command()
+def report(
+    artifact: Annotated[str, typer.Argument(help="A pipeline, or an artifact of the store.")],
+    out: Annotated[str | None, typer.Option("--out", help="Where to write the page (default: NAME.html here).")] = None,
+    store: StoreOption = "store",
+    json: JsonOption = False,
+    verbose: VerboseOption = False,
+) -> Answer:
+    """Writes one HTML page about an artifact and all it was made from; for a pipeline, the page of its last run.
+
+    \b
+    raymill report tokens
+    raymill report tokenizer --out tokenizer.html
+    """
+    from pipelines.reporting import write_page
+
+    place = Store(store)
+    chosen = place.resolve(find_pipeline(artifact).stages[-1].name if artifact in PIPELINES else artifact)
+    page = write_page(place, chosen, out)
+    return Answer({"artifact": _shown(chosen), "report": page}, [page])
+
+
+@app.command()
+def verify(
+    path: Annotated[str, typer.Argument(help="Data set, artifact or model folder, or an artifact of the store.")],
+    store: StoreOption = "store",
+    json: JsonOption = False,
+    verbose: VerboseOption = False,
+) -> Answer:
+    """Reads every byte of a data set, artifact or model folder and compares it with its checksums.
+
+    \b
+    raymill verify data/fashion
+    raymill verify tokenizer
+    """
+    from components.data.index import INDEX
+    from components.families.model_folder import COMMIT as MODEL_COMMIT
+
+    kinds = [("artifact", COMMIT), ("data set", INDEX), ("model", MODEL_COMMIT)]
+    url, kind = path, next((kind for kind, commit in kinds if storage.exists(storage.join(path, commit))), None)
+    if kind is None and storage.exists(path):
+        raise UserError(f"{path} is neither a data set ({INDEX}), an artifact ({COMMIT}) nor a model folder ({MODEL_COMMIT})")
+    if kind is None:
+        url, kind = Store(store).resolve(path).url, "artifact"
+    files = _verify(kind, url)
+    return Answer({"path": url, "kind": kind, "files": files}, [f"{url}: {kind}, {_count(files, 'file')}, every checksum is right"])
+
+
+def _verify(kind: str, url: str) -> int:
+    if kind == "artifact":
+        artifact = open_artifact(url)
+        artifact.verify()
+        return len(artifact.manifest.files)
+    if kind == "model":
+        from components.families.model_folder import verify_model
+
+        return verify_model(url)
+    from components.data.verify import verify_dataset
+
+    return verify_dataset(url)
+
+
+@contextmanager
+def _console(quiet: bool) -> Iterator[Console]:
+    console = Console(quiet)
+    try:
+        yield console
+    finally:
+        console.close()
+
+
+def _again(*words: str, preset: str | None, config: str | None, with_: list[str] | None = None) -> str:
+    """The command line that makes the same again; where it is made, and by how many workers, does not matter."""
+    import shlex
+
+    options = (["--preset", preset] if preset else []) + (["--config", config] if config else [])
+    options += [word for model in with_ or [] for word in ("--with", model)]
+    return shlex.join(["raymill", *words, *options])
+
+
+def _shown(artifact: Artifact) -> dict[str, Any]:
+    manifest = artifact.manifest
+    return {
+        "name": artifact.name,
+        "fingerprint": artifact.fingerprint,
+        "url": artifact.url,
+        "seconds": manifest.seconds,
+        "made_at": manifest.made_at,
+    }
+
+
+def _scores(artifacts: Any) -> tuple[dict[str, Any], list[str]]:
+    """Every score that the artifacts tell, and lines that show it beside its target and what it is compared with."""
+    from components.report.findings import FILE, Findings
+
+    scores = [score for a in artifacts if FILE in a.manifest.files for score in Findings.read(a.url).scores]
+    rows = []
+    for score in scores:
+        beside = [f"{name} {value:.4g}" for name, value in score.beside.items()]
+        target = [] if score.target is None else [f"target {'<=' if score.better == 'lower' else '>='} {score.target:g}"]
+        rows.append(
+            (score.name, f"{score.value:.4g} {score.unit}".strip() + (f"  ({', '.join(target + beside)})" if target + beside else ""))
+        )
+    return {score.name: score.to_json() for score in scores}, _table(rows)
+
+
+def _table(rows: Any) -> list[str]:
+    pairs = list(rows)
+    width = max((len(name) for name, _ in pairs), default=0)
+    return [f"  {name:<{width}}  {text}".rstrip() for name, text in pairs]
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
