@@ -67,7 +67,7 @@ def _figure(inches: tuple[float, float]) -> tuple[Figure, Axes]:
     axes.set_facecolor("none")
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color(MUTED)
-    axes.tick_params(colors=MUTED, labelsize=7.5, width=0.6)
+    axes.tick_params(which="both", colors=MUTED, labelsize=7.5, width=0.6)
     axes.grid(axis="y", color=MUTED, linewidth=0.4, alpha=0.35)
     axes.set_axisbelow(True)
     return figure, axes

@@ -106,7 +106,7 @@ def _picture(each: Exhibit, picture: Picture) -> dict[str, Any]:
 def _training(each: Exhibit) -> dict[str, Any]:
     """Curves of one training stage, and how it ran."""
     rows = read_metrics(each.url)
-    names = list(dict.fromkeys(name for row in rows for name in row if "." not in name and name not in SPEED | {"step", "steps"}))
+    names = list(dict.fromkeys(name for row in rows for name in row if _is_shown(name)))
     curves = []
     for name in names:
         shown = [row for row in rows if isinstance(row.get(name), float)]
@@ -122,6 +122,11 @@ def _training(each: Exhibit) -> dict[str, Any]:
             curves.append(curve_svg(curve, f"{each.stage}-{name}"))
     run = storage.read_json(storage.join(each.url, "run.json")) if each.holds("run.json") else {}
     return {"stage": each.stage, "curves": curves, "facts": _facts(rows, run)}
+
+
+def _is_shown(name: str) -> bool:
+    """Losses and the family's own metrics; not speed, and not what is told by phase (learning rates, gradient norms)."""
+    return name.startswith("loss.") or ("." not in name and name not in SPEED | {"step", "steps"})
 
 
 def _facts(rows: Sequence[Mapping[str, Any]], run: Mapping[str, Any]) -> dict[str, str]:
