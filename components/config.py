@@ -112,7 +112,10 @@ def _first_problem(cls: type[Config], error: ValidationError, origin: str) -> st
     key = ".".join(str(part) for part in problem["loc"]) or cls.__name__
     if problem["type"] == "extra_forbidden":
         return f"{origin}: unknown key {key!r}; {did_you_mean(str(problem['loc'][-1]), _fields_at(cls, problem['loc'][:-1]))}"
-    return f"{origin}: {key}={problem['input']!r} is not valid: {problem['msg'].removeprefix('Value error, ')}"
+    message = problem["msg"].removeprefix("Value error, ")
+    if isinstance(problem["input"], (Mapping, Config)):  # a check of a whole section: its message names the values that do not go together
+        return f"{origin}: {f'{key}: ' if problem['loc'] else ''}{message}"
+    return f"{origin}: {key}={problem['input']!r} is not valid: {message}"
 
 
 def _fields_at(cls: type[Config], path: tuple[Any, ...]) -> list[str]:

@@ -136,12 +136,14 @@ def prepare(
     raymill prepare datasets/fashion-mnist data/fashion
     raymill prepare ~/pictures s3://bucket/pictures --workers 8
     """
-    from pipelines.tokens import prepare_images, read_image_settings
+    from components.data.prepare_config import PrepareConfig
+    from pipelines.preparing import prepare_data
+    from pipelines.settings import configure
 
-    settings = read_image_settings(config, overrides or [])
+    settings = configure(PrepareConfig(), {}, None, config, overrides or [])
     with _console(json) as console, Workers(workers, address) as crew:
         console.begins("prepare")
-        index = prepare_images(source, out, settings, crew, lambda row: console.reports("prepare", row))
+        index = prepare_data(source, out, settings, crew, lambda row: console.reports("prepare", row))
     rows = {split: index.num_rows(split) for split in index.splits}
     shape = {name: list(column.shape) for name, column in index.columns.items()}
     values = {"data": out, "fingerprint": index.fingerprint, "rows": rows, "columns": shape, "classes": list(index.class_names)}
@@ -326,7 +328,7 @@ def _verify(kind: str, url: str) -> int:
         return verify_model(url)
     from components.data.verify import verify_dataset
 
-    return verify_dataset(url)
+    return verify_dataset(url).shards
 
 
 @contextmanager

@@ -73,14 +73,14 @@ def configure(config: C, values: Mapping[str, Any], preset: str | None, file: st
 
     Where one of them gives a training section another family, the section begins anew, from that family's own preset.
     """
-    config = _lay(config, values, preset, f"preset {preset}", anew=True)
+    config = merge(_begin(config, values, preset, f"preset {preset}", anew=True), values, f"preset {preset}")
     if file is not None:
-        config = _lay(config, read_yaml(file), preset, file)
-    families = [text for text in assignments if text.partition("=")[0].endswith(".family")]
-    for text in families:
-        section, _, name = text.partition("=")
-        config = _lay(config, {section.removesuffix(".family"): {"family": name}}, preset, "command line")
-    return override(config, [text for text in assignments if text not in families])
+        found = read_yaml(file)
+        config = merge(_begin(config, found, preset, file), found, file)
+    switches = [text for text in assignments if text.partition("=")[0].endswith(".family")]
+    families = {text.partition(".family=")[0]: {"family": text.partition("=")[2]} for text in switches}
+    config = _begin(config, families, preset, "command line")
+    return override(config, [text for text in assignments if text not in switches])
 
 
 def sampler_settings(family: Family, file: str | None, assignments: list[str]) -> Config:
@@ -91,13 +91,13 @@ def sampler_settings(family: Family, file: str | None, assignments: list[str]) -
     return override(sampler if file is None else merge(sampler, read_yaml(file), file), assignments)
 
 
-def _lay(config: C, values: Mapping[str, Any], preset: str | None, origin: str, anew: bool = False) -> C:
-    """Merges `values`; training sections of another family (with `anew`, all that name one) start from their family's own preset."""
+def _begin(config: C, values: Mapping[str, Any], preset: str | None, origin: str, anew: bool = False) -> C:
+    """A copy, not checked yet: sections that `values` give another family (with `anew`, any family) are as that family's preset says."""
     for name, section in values.items():
         if not isinstance(section, Mapping) or "family" not in section or name not in type(config).model_fields:
             continue
         present = getattr(config, name)
         if anew or present is None or present.family != section["family"]:
-            start = {"family": section["family"], **family_preset(section["family"], preset or "")}
-            config = type(config).parse(config.to_json() | {name: start}, origin)
-    return merge(config, values, origin)
+            start = {"family": section["family"], **family_preset(str(section["family"]), preset or "")}
+            config = config.model_copy(update={name: Training.parse(start, f"{origin}, {name}")})
+    return config

@@ -22,6 +22,8 @@ import typer
 
 from components.errors import UserError
 
+INTERRUPTED = 130
+
 
 @dataclass(frozen=True)
 class Answer:
@@ -39,8 +41,6 @@ def answer(call: Callable[[], Any], as_json: bool, verbose: bool) -> int:
             result = call()
         except (UserError, typer.TyperException) as error:
             return _fail(say, as_json, 2, _message(error))
-        except (KeyboardInterrupt, typer.Abort):
-            return _fail(say, as_json, 130, "stopped; the same command goes on where it stopped")
         except Exception as error:
             text = traceback.format_exc()
             with open(log, "a", encoding="utf-8") as file:
@@ -48,6 +48,8 @@ def answer(call: Callable[[], Any], as_json: bool, verbose: bool) -> int:
             if verbose:
                 print(text, file=sys.stderr)
             return _fail(say, as_json, 1, f"{' '.join(f'{type(error).__name__}: {error}'.split())}; details in {log}")
+        if result == INTERRUPTED:  # what the parser makes of the keyboard's interrupt
+            return _fail(say, as_json, INTERRUPTED, "stopped; the same command goes on where it stopped")
         if isinstance(result, Answer):
             say(json.dumps(result.values, ensure_ascii=False) if as_json else "\n".join(result.lines))
         return result if isinstance(result, int) else 0

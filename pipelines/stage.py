@@ -104,8 +104,18 @@ class Pipeline:
     Raises TypeError when a stage needs what no earlier stage makes, when a section is not what its stage expects, or is read by none.
     """
 
-    def __init__(self, name: str, about: str, config: type[Config], stages: Sequence[Stage], presets: Mapping[str, dict[str, Any]]) -> None:
+    def __init__(
+        self,
+        name: str,
+        about: str,
+        config: type[Config],
+        stages: Sequence[Stage],
+        presets: Mapping[str, dict[str, Any]],
+        complete: Callable[[Any], Any] = lambda config: config,
+    ) -> None:
+        """`complete` fills in what a config leaves open and only its sources can tell."""
         self.name, self.about, self.config, self.stages, self.presets = name, about, config, tuple(stages), dict(presets)
+        self._complete = complete
         self.default_preset = next(iter(presets), "")
         made: dict[str, bool] = {}  # stage -> whether a config may leave it out
         read = set()
@@ -140,6 +150,7 @@ class Pipeline:
 
     def plan(self, config: Config, sources: SourceReader) -> list[Step]:
         """What a run would make, in order, without making it. A stage whose section is None is left out."""
+        config = self._complete(config)
         steps: dict[str, Step] = {}
         known: dict[str, Source] = {}
         for each in self.stages:

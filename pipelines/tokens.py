@@ -22,6 +22,7 @@ from components.config import Config
 from components.data.columns import Column
 from components.data.dataset import Dataset
 from components.data.loader import evaluation_batches
+from components.data.prepare_config import PrepareConfig
 from components.data.write import write_dataset
 from components.evaluation.pictures import grid, png
 from components.evaluation.sampling import to_images
@@ -33,7 +34,7 @@ from components.families.model_folder import load_model
 from components.families.prior import Prior, PriorSampler
 from components.families.vqvae import VQVAE
 from components.report.findings import Findings, Picture
-from pipelines.images import ImagesConfig, prepare_images
+from pipelines.preparing import prepare_data
 from pipelines.reporting import PAGE, page_of
 from pipelines.settings import Training, read_presets
 from pipelines.source import Source
@@ -44,6 +45,8 @@ from pipelines.training import MODEL, train_model
 F = TypeVar("F", bound=Family)
 
 SHIPPED = Path(__file__).parent.parent / "datasets" / "fashion-mnist"
+LABEL_FILE = "train-labels-idx1-ubyte.gz"
+FASHION_CLASSES = ("T-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot")
 SHOWN = 20  # pictures in a row of the report
 
 
@@ -67,7 +70,7 @@ class TokensConfig(Config):
     """One section a stage; `data` is where the pictures are."""
 
     data: str = Field(str(SHIPPED), description="pictures: IDX files, class folders, Parquet, WebDataset tars or .npz")
-    images: ImagesConfig = ImagesConfig()
+    images: PrepareConfig = PrepareConfig()
     judge: Training = Training(family="classifier")
     features: Training | None = None
     reconstructor: Training | None = None
@@ -100,9 +103,9 @@ class TokensConfig(Config):
 
 
 @stage(version=1)
-def images(data: Source, task: Task[ImagesConfig]) -> None:
+def images(data: Source, task: Task[PrepareConfig]) -> None:
     """Arrow shards of the pictures, both splits."""
-    prepare_images(data.url, task.draft.out, task.config, task.workers, task.report)
+    prepare_data(data.url, task.draft.out, task.config, task.workers, task.report)
 
 
 @stage(version=1)
@@ -220,10 +223,19 @@ def _open(artifact: Artifact, kind: type[F]) -> F:
     return model
 
 
+def _with_class_names(config: TokensConfig) -> TokensConfig:
+    """Fashion-MNIST's own files only number its classes; a folder of that name with such files gets their names, unless some are given."""
+    last = config.data.rstrip("/").rsplit("/", 1)[-1]
+    if config.images.class_names or last != "fashion-mnist" or not storage.exists(storage.join(config.data, LABEL_FILE)):
+        return config
+    return config.model_copy(update={"images": config.images.model_copy(update={"class_names": FASHION_CLASSES})})
+
+
 TOKENS = Pipeline(
     "tokens",
     "Pictures to codes and back (VQGAN), and new pictures from a Transformer prior over the codes.",
     TokensConfig,
     [images, judge, features, reconstructor, tokenizer, codes, prior, samples, scores, report],
     read_presets("tokens"),
+    complete=_with_class_names,
 )
