@@ -13,7 +13,7 @@ import math
 import numpy as np
 
 from components.data.mixing import GOLDEN, mix, words_at
-from components.training.randomness import derive_seed
+from components.seeds import derive_seed
 
 ROUNDS = 6
 SMALL, ROUNDS_WHEN_SMALL = 1000, 32  # on a few rows each round does little: 6 would leave some orders of 5 rows far too frequent

@@ -6,19 +6,14 @@ does not grow with it; recomputing a layer repeats its draws exactly. After EDM2
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from components.seeds import derive_seed as derive_seed
+
 LANE = 8  # rows
-
-
-def derive_seed(*parts: int | str) -> int:
-    """A 63-bit seed from any mix of integers and strings; unequal parts give independent seeds."""
-    digest = hashlib.blake2b("\x1f".join(map(str, parts)).encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "big") >> 1
 
 
 def generator(*parts: int | str, device: torch.device | str = "cpu") -> torch.Generator:

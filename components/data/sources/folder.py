@@ -13,6 +13,7 @@ import urllib.parse
 import urllib.request
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, BinaryIO, cast
 
@@ -58,22 +59,23 @@ class SourceFolder:
         place = self.place(path)
         return ContentCache().use(self._checksums[path], place, lambda: _get(place), lambda local: local.open("rb"))
 
-    def read(self, path: str) -> bytes:
-        with self.open(path) as file:
-            return file.read()
-
-    def sha256(self, paths: tuple[str, ...]) -> dict[str, str]:
-        """Checksums by path, checked against those of the config; raises UserError naming the file and both when they differ."""
+    def hashed(self, paths: list[str]) -> list[SourceFile]:
+        """Files with their checksums; raises UserError naming the file and both when one is not what the config says."""
         with ThreadPoolExecutor(HASHING_THREADS) as threads:
-            return dict(zip(paths, threads.map(self._sha256, paths), strict=True))
+            return list(threads.map(self._hashed, paths))
 
-    def _sha256(self, path: str) -> str:
+    def known(self, path: str, sha256: str) -> SourceFile:
+        """A file whose checksum an earlier look has told."""
+        self._checksums[path] = sha256
+        return SourceFile(path, sha256, self.place(path), self)
+
+    def _hashed(self, path: str) -> SourceFile:
         with self.open(path) as file:
             found = hashlib.file_digest(cast(Any, file), "sha256").hexdigest()
         expected = self._checksums.get(path, found)
         if found != expected:
             raise UserError(f"{self.place(path)} has sha256 {found}, the config's checksums say {expected}; fetch it again or correct them")
-        return found
+        return SourceFile(path, found, self.place(path), self)
 
     @cached_property
     def _root(self) -> tuple[str, str]:
@@ -88,6 +90,28 @@ class SourceFolder:
             return self.url, ""
         folder, _, name = self.url.rpartition("/")
         return folder if folder or not self.url.startswith("/") else "/", name
+
+
+@dataclass(frozen=True)
+class SourceFile:
+    """One file of a source and the content it had when it was looked at; two are equal when place and content are."""
+
+    path: str
+    sha256: str
+    place: str
+    folder: SourceFolder = field(compare=False, repr=False)
+
+    def open(self) -> BinaryIO:
+        return self.folder.open(self.path)
+
+    def read(self) -> bytes:
+        """The whole content; raises UserError when it is no longer what it was."""
+        with self.open() as file:
+            data = file.read()
+        found = hashlib.sha256(data).hexdigest()
+        if found != self.sha256:
+            raise UserError(f"{self.place} changed while it was read: sha256 {self.sha256} before, {found} now; run prepare again")
+        return data
 
 
 def _is_hidden(path: str) -> bool:

@@ -1,0 +1,135 @@
+"""Source to data set: Ray Data runs the pure function of `components/data/shards.py` over the specifications of a plan.
+
+With `workers=0` the same function runs in this process and Ray is not imported. What is unchanged is not made again; the index is
+written last, and only then are shards removed that nothing names any more.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import secrets
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from typing import Any
+
+from components import storage
+from components.data.index import INDEX, DatasetIndex, ShardEntry, make_index, read_index, write_index
+from components.data.plan import plan
+from components.data.prepare_config import PrepareConfig
+from components.data.shards import ShardSpec, write_shard
+from components.data.write import shard_file
+from components.errors import UserError
+
+OnProgress = Callable[[int, int, int], None]  # shards done, shards in all, rows done
+
+
+def prepare(source: str, out: str, config: PrepareConfig, workers: int = 0, on_progress: OnProgress | None = None) -> DatasetIndex:
+    """Makes the data set `out` of the source, on `workers` CPUs of the Ray cluster that is initialised, or in this process.
+
+    The same source and config give the same bytes for any number of workers. Shards that `out` has already are kept as they are.
+    Raises UserError naming the culprit file; `out` is then left as it was.
+    """
+    source, out = _absolute(source), _absolute(out)
+    planned = plan(source, config)
+    by_split = {split: [spec.fingerprint for spec in specs] for split, specs in planned.shards.items()}
+    specs = {fingerprint: spec for split, names in by_split.items() for fingerprint, spec in zip(names, planned.shards[split], strict=True)}
+    before = _earlier_entries(out)
+    entries = {fingerprint: entry for fingerprint, entry in before.items() if fingerprint in specs}
+    missing = [spec for fingerprint, spec in specs.items() if fingerprint not in entries]
+    report = on_progress or (lambda done, total, rows: None)
+    try:
+        report(len(entries), len(specs), sum(entry.rows for entry in entries.values()))
+        for entry in _write_here(missing, out) if workers == 0 else _write_on_ray(missing, out, workers):
+            entries[entry.spec] = entry
+            report(len(entries), len(specs), sum(entry.rows for entry in entries.values()))
+        splits = {split: tuple(entries[fingerprint] for fingerprint in names) for split, names in by_split.items()}
+        index = make_index(planned.columns, planned.class_names, splits, planned.made_by)
+        write_index(out, index)
+    except BaseException:
+        with suppress(UserError):  # a storage that fails must not hide why it failed
+            for spec in missing:
+                storage.remove(storage.join(out, shard_file(spec.fingerprint)))
+        raise
+    _remove_unused(out, index)
+    return index
+
+
+def _write_here(specs: list[ShardSpec], out: str) -> Iterator[ShardEntry]:
+    return (write_shard(spec, out) for spec in specs)
+
+
+def _write_on_ray(specs: list[ShardSpec], out: str, workers: int) -> Iterator[ShardEntry]:
+    """Entries of shards as Ray Data finishes them. After a user's mistake no further shard is begun, and none is still being written."""
+    if not specs:
+        return
+    import ray
+
+    assert ray.is_initialized(), "the caller decides which cluster: call ray.init first"
+    stop = storage.join(out, f".stop-{secrets.token_hex(6)}")
+    items = [{"spec": spec.model_dump_json(), "out": out, "stop": stop} for spec in specs]
+    problem: str | None = None
+    with _quiet_context(workers):
+        results = ray.data.from_items(items, override_num_blocks=len(items)).map(_write_one, num_cpus=1)
+        for result in results.iter_rows():
+            if result["entry"] and problem is None:
+                yield ShardEntry.model_validate_json(result["entry"])
+            elif result["problem"] and problem is None:
+                problem = result["problem"]
+                storage.write_bytes(stop, b"")
+    if problem is not None:
+        storage.remove(stop)
+        raise UserError(problem)
+
+
+def _write_one(item: dict[str, Any]) -> dict[str, str]:
+    """One shard on a worker. Its mistakes travel as text, since an exception would come back wrapped in Ray's own and its traceback."""
+    if storage.exists(item["stop"]):
+        return {"entry": "", "problem": ""}
+    try:
+        entry = write_shard(ShardSpec.model_validate_json(item["spec"]), item["out"])
+    except UserError as error:
+        return {"entry": "", "problem": str(error)}
+    return {"entry": entry.model_dump_json(), "problem": ""}
+
+
+def _quiet_context(workers: int) -> Any:
+    """Ray Data's settings for this run alone: no bars or chatter of its own, at most `workers` CPUs."""
+    import ray.data
+
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    context = ray.data.DataContext.get_current().copy()
+    context.enable_progress_bars = False
+    context.enable_operator_progress_bars = False
+    context.print_on_execution_start = False
+    context.execution_options.verbose_progress = False
+    context.execution_options.resource_limits = ray.data.ExecutionResources(cpu=workers)
+    return ray.data.DataContext.current(context)
+
+
+def _earlier_entries(out: str) -> dict[str, ShardEntry]:
+    """Shards that an earlier run committed at `out` and that are still there, by specification."""
+    try:
+        index = read_index(out) if storage.exists(storage.join(out, INDEX)) else None
+    except UserError:  # of another version, or damaged: nothing of it is used, and this run replaces it
+        index = None
+    if index is None:
+        return {}
+    sizes = storage.file_sizes(out)
+    found = (entry for entries in index.splits.values() for entry in entries)
+    return {entry.spec: entry for entry in found if sizes.get(entry.file) == entry.bytes}
+
+
+def _remove_unused(out: str, index: DatasetIndex) -> None:
+    used = {entry.file for entries in index.splits.values() for entry in entries}
+    for name in storage.list_names(out):
+        if re.fullmatch(r"shard-[0-9a-f]+\.arrow", name) and name not in used:
+            storage.remove(storage.join(out, name))
+
+
+def _absolute(url: str) -> str:
+    """Workers have other working directories."""
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", url):
+        return url
+    return os.path.abspath(os.path.expanduser(url))
