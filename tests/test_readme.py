@@ -1,0 +1,118 @@
+"""Every command of the README runs as it stands there, in a fresh folder, made short by overrides where it trains.
+
+What cannot run inside a test is tested as far as it can be: `make` targets exist, the image's files exist, the cluster's line runs in the cluster test.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from pipelines.cli import main
+from tests.small_data import shipped_images
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+SHORT = {
+    "run": [
+        f"{stage}.train.{key}={value}" for stage in ("judge", "tokenizer", "prior") for key, value in (("steps", 4), ("warmup_steps", 0))
+    ]
+    + ["tokenizer.model.discriminator_start=1", "tokenizer.model.gan_start=2", "images.limit=300", "samples.per_class=12"],
+    "train": ["train.steps=4", "train.warmup_steps=0"],
+}
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
+
+
+COMMANDS = [line.partition("  #")[0].strip() for block in blocks("sh") for line in block.splitlines()]
+RAYMILL = [line for line in COMMANDS if re.match(r"(\.venv/bin/)?raymill ", line) and "--address" not in line]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder as the README's reader has it: the shipped data, and two classes of pictures."""
+    folder = tmp_path_factory.mktemp("readme")
+    (folder / "datasets").symlink_to(ROOT / "datasets")
+    images, labels = shipped_images("train", 200)
+    for number, (image, label) in enumerate(zip(images[:, 0], labels, strict=True)):
+        file = folder / "pictures" / ("cat" if label < 5 else "dog") / f"{number}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(file)
+    return folder
+
+
+def shortened(line: str) -> list[str]:
+    """The words of a command line, without Ray, on shipped data, with few steps."""
+    words = shlex.split(line.replace(".venv/bin/", "").replace("/usr/share/datasets/fashion-mnist", "datasets/fashion-mnist"))[1:]
+    kept = [word for word in words if not word.startswith("prior.train.steps=")]
+    more = list(SHORT.get(words[0], []))
+    if "full" in words:
+        more += [
+            "features.train.steps=4",
+            "features.train.warmup_steps=0",
+            "reconstructor.train.steps=4",
+            "reconstructor.train.warmup_steps=0",
+        ]
+    if words[0] in ("run", "prepare", "train") and "--workers" not in words:
+        more += ["--workers", "0"]
+    return kept + more
+
+
+def test_raymill_commands(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """In the order of the page, since later lines use what earlier ones made."""
+    monkeypatch.chdir(folder)
+    assert {line.replace(".venv/bin/", "").split()[1] for line in RAYMILL} == {
+        *("list", "prepare", "verify", "train", "evaluate", "run", "report", "sample", "export")
+    }
+    for line in RAYMILL:
+        code = main(shortened(line))
+        assert code == 0, f"{line}: {capsys.readouterr().err}"
+    assert (folder / "tokens.html").exists()
+    assert (folder / "drawn" / "samples.png").exists()
+    run_python(folder)
+    run_torchrun(folder)
+
+
+def run_python(folder: Path) -> None:
+    model = min(folder.glob("store/artifacts/prior-*/model"), key=lambda place: place.stat().st_mtime)  # the first: of ten classes
+    for code in blocks("python"):
+        scope: dict[str, object] = {}
+        exec(code.replace("exported-from/prior/model", str(model)), scope)
+        shapes = {name: tuple(scope[name].shape) for name in ("codes", "pictures")}  # type: ignore[attr-defined]
+        assert shapes == {"codes": (16, 7, 7), "pictures": (16, 1, 28, 28)}
+
+
+def run_torchrun(folder: Path) -> None:
+    (folder / "job.yaml").write_text(blocks("yaml")[0].replace("steps: 200", "steps: 3"))
+    line = next(line for line in COMMANDS if line.startswith("torchrun"))
+    words = [str(Path(sys.executable).parent / "torchrun"), *shlex.split(line)[1:]]
+    done = subprocess.run(words, capture_output=True, text=True, cwd=folder, env={"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)})
+    assert done.returncode == 0, done.stderr
+    assert (folder / "runs" / "vqvae" / "model" / "config.json").exists()
+
+
+def test_make_targets_and_image() -> None:
+    for line in COMMANDS:
+        if line.startswith("make "):
+            assert subprocess.run(["make", "-n", *line.split()[1:]], cwd=ROOT, capture_output=True).returncode == 0, line
+    copied = re.findall(r"^COPY (.*) \S+$", (ROOT / "Dockerfile").read_text(), flags=re.MULTILINE)
+    assert all((ROOT / name).exists() for names in copied for name in names.split())
+
+
+def test_no_command_goes_untested() -> None:
+    others = [line for line in COMMANDS if line not in RAYMILL]
+    assert {line.split()[0] for line in others} == {"make", "torchrun", "docker", "raymill"}
+    assert [line for line in others if line.startswith("raymill")] == [line for line in COMMANDS if "--address" in line]
+
+
+def test_places_on_the_map_exist() -> None:
+    for name in re.findall(r"`((?:components|clusters|pipelines|benchmarks|datasets|tests|docs)/[^`]*)`", README):
+        assert (ROOT / name).exists(), name
