@@ -33,12 +33,15 @@ $(VENV)/.installed-test: $(VENV)/.installed
 
 $(VENV)/.installed-bench: $(VENV)/.installed-test
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test,bench]'
+	# without its dependency torchvision, which the benchmark does not use and which must match torch's build
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps litdata
 	@touch $@
 
 # Newest versions that go together; the local part of a version (+cpu) is left to the machine that installs.
 constraints:
 	rm -rf build/constraints && $(PYTHON) -m venv build/constraints
 	build/constraints/bin/python -m pip install --quiet '.[test,bench]'
+	build/constraints/bin/python -m pip install --quiet --no-deps litdata
 	(echo '# Every version, pinned: two machines install the same. Made by `make constraints`.'; \
 	 build/constraints/bin/python -m pip freeze --exclude raymill | sed 's/+[a-z0-9]*$$//') > constraints.txt
 
