@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import socket
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -40,6 +42,7 @@ def ray_cluster(address: str | None, cpus: int) -> Iterator[None]:
         return
     if address is not None:
         require_answer(address)
+    on_terminate = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(
             address=address or "local",
@@ -54,6 +57,8 @@ def ray_cluster(address: str | None, cpus: int) -> Iterator[None]:
             f"--address {address}: {str(error).splitlines()[0]}; give the host:port of a running Ray cluster of this version, "
             f"with RAY_AUTH_MODE and RAY_AUTH_TOKEN set as on its nodes"
         ) from error
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, on_terminate)  # Ray's own handler prints a native stack trace
     for name in ("ray.train", "ray.data", "ray.tune"):
         logging.getLogger(name).setLevel(logging.ERROR)
     try:

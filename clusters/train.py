@@ -12,6 +12,7 @@ import threading
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import ray
@@ -39,17 +40,17 @@ class WorkerGroup:
         gpu = ray.cluster_resources().get("GPU", 0) >= workers
         per_worker = {"CPU": cpus_per_worker} | ({"GPU": 1.0} if gpu else {})
         require_resources(workers, per_worker)
-        self._mailbox = ray.remote(Mailbox).options(num_cpus=0, max_concurrency=workers + 8).remote(max_attempts)
+        self._mailbox: Any = ray.remote(Mailbox).options(num_cpus=0, max_concurrency=workers + 8).remote(max_attempts)
         scratch = tempfile.mkdtemp(prefix="raymill-ray-")  # Ray's own record is a cache: ours is in the run folder
         trainer = TorchTrainer(
             serve,
             train_loop_config={"mailbox": self._mailbox},
             torch_config=TorchConfig(backend="nccl" if gpu else "gloo"),
             scaling_config=ScalingConfig(num_workers=workers, use_gpu=gpu, resources_per_worker=per_worker),
-            run_config=RunConfig(
+            run_config=RunConfig(  # type: ignore[call-arg]  # mypy sees the classes of Train's first version
                 name=f"raymill-{uuid.uuid4().hex}",
                 storage_path=scratch,
-                failure_config=FailureConfig(max_failures=-1, controller_failure_limit=3),
+                failure_config=FailureConfig(max_failures=-1, controller_failure_limit=3),  # type: ignore[call-arg]
                 logging_config=LoggingConfig(log_level="ERROR"),
             ),
         )
@@ -97,7 +98,7 @@ def serve(config: dict[str, Any]) -> None:
         if following is None:
             return
         number, values = following
-        outlet = Outlet(device, world, show=lambda row, number=number: mailbox.show.remote(number, row))
+        outlet = Outlet(device, world, show=partial(mailbox.show.remote, number))
         try:
             execute(TrainingJob.parse(values, "training job"), outlet)
         except UserError as error:

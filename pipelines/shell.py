@@ -1,6 +1,6 @@
 """How a command ends: its answer on stdout, mistakes as one line on stderr, everything else in a log file.
 
-Exit codes: 0 well, 2 a mistake of the user, 1 a mistake of ours (the line says where the traceback is), 130 stopped from the keyboard.
+Exit codes: 0 well, 2 a mistake of the user, 1 a mistake of ours (the line says where the traceback is), 130 stopped by SIGINT or SIGTERM.
 """
 
 from __future__ import annotations
@@ -8,8 +8,10 @@ from __future__ import annotations
 import json
 import logging
 import os
+import signal
 import sys
 import tempfile
+import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
@@ -36,6 +38,8 @@ class Answer:
 def answer(call: Callable[[], Any], as_json: bool, verbose: bool) -> int:
     """Runs a command, prints its answer or its failure, and returns the exit code."""
     log = _log_file()
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # a scheduler's stop is a person's stop: leave in order
     with _logging_to(log, verbose), _only_answers_on_stdout(as_json) as say:
         try:
             result = call()

@@ -6,6 +6,7 @@ does not grow with it; recomputing a layer repeats its draws exactly. After EDM2
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -47,9 +48,10 @@ class Draws:
         """A CPU generator that is equal on every worker, for choices about the whole batch."""
         return generator(self.seed, self.step, self.phase, name, "shared")
 
-    def _by_lane(self, name: str, shape: tuple[int, ...], draw) -> Tensor:
+    def _by_lane(self, name: str, shape: tuple[int, ...], draw: Callable[[tuple[int, ...], torch.Generator], Tensor]) -> Tensor:
         assert self.first_row % LANE == 0, "a worker's rows begin on a lane boundary"
         rows, rest = shape[0], tuple(shape[1:])
+        assert rows > 0, "every worker has rows"
         lanes = range(self.first_row // LANE, -(-(self.first_row + rows) // LANE))
         parts = [draw((LANE, *rest), generator(self.seed, self.step, self.phase, name, lane, device=self.device)) for lane in lanes]
-        return torch.cat(parts)[:rows] if parts else draw((0, *rest), None)
+        return torch.cat(parts)[:rows]

@@ -34,7 +34,7 @@ def recompute(model: nn.Module, patterns: tuple[str, ...], every: int) -> list[s
     chosen = matches[::every]
     for name in chosen:
         module = model.get_submodule(name)
-        module.forward = _recomputed(module.forward)  # type: ignore[method-assign]
+        module.forward = _recomputed(module.forward)
     return chosen
 
 
