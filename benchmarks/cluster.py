@@ -16,11 +16,9 @@ import tempfile
 import time
 from pathlib import Path
 
+from benchmarks.work import SHIPPED, SHORT_RUN
 from tests.raylets import Raylets
 from tests.s3 import S3Server
-
-SMALL = ("judge.train.steps=60", "tokenizer.train.steps=120", "prior.train.steps=120")
-SHIPPED = Path(__file__).parent.parent / "datasets" / "fashion-mnist"
 
 
 def run(store: str, images: str, overrides: tuple[str, ...], environment: dict[str, str], *options: str) -> float:
@@ -45,7 +43,7 @@ def contents(store: str) -> dict[str, dict[str, str]]:
 
 
 def main() -> int:
-    overrides = tuple(sys.argv[1:]) or SMALL
+    overrides = tuple(sys.argv[1:]) or SHORT_RUN
     with tempfile.TemporaryDirectory() as scratch:
         server = S3Server(Path(scratch) / "s3")
         server.start()

@@ -22,18 +22,24 @@ import time
 from collections import Counter
 from pathlib import Path
 
-SMALL = (
-    "judge.train.steps=60",
-    "tokenizer.train.steps=120",
-    "prior.train.steps=120",
-    "judge.train.checkpoint_every=10",
-    "tokenizer.train.checkpoint_every=10",
-    "prior.train.checkpoint_every=10",
-)
+from benchmarks.work import SHORT_RUN
 
 
 def command(store: Path) -> list[str]:
-    return [sys.executable, "-m", "pipelines.cli", "run", "tokens", *SMALL, "--preset", "quick", "--workers", "2", "--store", str(store)]
+    return [
+        sys.executable,
+        "-m",
+        "pipelines.cli",
+        "run",
+        "tokens",
+        *SHORT_RUN,
+        "--preset",
+        "quick",
+        "--workers",
+        "2",
+        "--store",
+        str(store),
+    ]
 
 
 def digests(store: Path) -> dict[str, str]:
@@ -116,6 +122,7 @@ def main() -> int:
         started = time.perf_counter()
         subprocess.run(command(calm), check=True, capture_output=True)
         length = time.perf_counter() - started
+        assert weights(calm), "the undisturbed run made nothing"
         print(f"undisturbed run: {length:.0f} s, {len(weights(calm))} weight and data files", flush=True)
         for number in range(options.kills):
             if killed.total() >= options.kills:

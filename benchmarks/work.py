@@ -10,6 +10,12 @@ from components.families.contract import OptimizerConfig
 from components.training.config import TrainConfig
 from components.training.job import TrainingJob
 
+# The main job in half a minute of training, with both phases of the tokenizer and frequent checkpoints.
+SHORT_RUN = (
+    *(f"{stage}.train.checkpoint_every=10" for stage in ("judge", "tokenizer", "prior")),
+    *("judge.train.steps=60", "tokenizer.train.steps=120", "prior.train.steps=120"),
+    *("tokenizer.model.discriminator_start=40", "tokenizer.model.gan_start=60"),
+)
 FULL = Path("/usr/share/datasets/fashion-mnist")
 SHIPPED = Path(__file__).parent.parent / "datasets" / "fashion-mnist"
 
