@@ -72,8 +72,8 @@ def descendants(pid: int) -> dict[int, str]:
 
 
 def victim(driver: int, draw: random.Random) -> tuple[str, int]:
-    """The driver in half of all cases, otherwise one of Ray's worker processes when there are any."""
-    workers = [(line, pid) for pid, line in descendants(driver).items() if line.startswith("ray::")]
+    """The driver in half of all cases, otherwise a training or preprocessing worker when there is one."""
+    workers = [(line, pid) for pid, line in descendants(driver).items() if line.startswith(("ray::RayTrainWorker", "ray::Map"))]
     if not workers or draw.random() < 0.5:
         return "driver", driver
     line, pid = draw.choice(workers)

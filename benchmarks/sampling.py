@@ -2,8 +2,8 @@
 
     python -m benchmarks.sampling
 
-The prior is exported and opened as `GPT2LMHeadModel`; both draw the same number of codes from the whole distribution, at batch 1 and 64. Rounds
-are interleaved, figures are medians. Untrained weights: the time to draw does not depend on what they are.
+The prior is exported and opened as `GPT2LMHeadModel`; both draw the same number of codes from the whole distribution, at batch 1 and 64.
+Rounds are interleaved, figures are medians. Untrained weights: the time to draw does not depend on what they are.
 """
 
 from __future__ import annotations
