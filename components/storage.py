@@ -32,7 +32,9 @@ def is_remote(url: str) -> bool:
 
 
 def join(url: str, *parts: str) -> str:
-    """The URL of `parts` below `url`, with single slashes between."""
+    """The URL of `parts` below `url`, with single slashes between. Raises UserError for an `s3://` that names no bucket."""
+    if url.startswith("s3://"):
+        _key(url)
     return "/".join([url.rstrip("/"), *(part.strip("/") for part in parts)])
 
 

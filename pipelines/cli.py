@@ -175,7 +175,9 @@ def train(
 
     place = Store(store)
     preset, assignments = take_preset(preset, overrides or [])
-    settings = configure(Training(family=family), family_preset(family, preset or ""), preset, config, assignments)
+    settings = configure(
+        Training.parse({"family": family}, "command line"), family_preset(family, preset or ""), preset, config, assignments
+    )
     command = _again("train", family, data, *assignments, preset=preset, config=config, with_=with_)
     with _console(json) as console, Workers(workers, address) as crew:
         artifact, made = make_model(settings, data, with_ or [], place, crew, console, command)

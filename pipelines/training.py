@@ -83,10 +83,9 @@ def make_model(
     step = Step(Stage(settings.family, 1, build, (), Training), settings, recipe, sources, {})
     try:
         found, made = make(step, {}, store, workers, progress, command)
-    except BaseException:
+        reader.remember()
+    finally:
         store.tidy()
-        raise
-    reader.remember()
     progress.ends(settings.family, found, made)
     return found, made
 

@@ -1,6 +1,7 @@
 """Every command of the README runs as it stands there, in a fresh folder, made short by overrides where it trains.
 
-What cannot run inside a test is tested as far as it can be: `make` targets exist, the image's files exist, the cluster's line runs in the cluster test.
+What cannot run inside a test is tested as far as it can be: `make` targets exist, the image's files exist.
+The line with `--address` is what `python -m benchmarks.cluster` runs, on three raylets and a real S3 server.
 """
 
 from __future__ import annotations

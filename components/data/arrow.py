@@ -19,15 +19,15 @@ Rows = dict[str, np.ndarray]  # column name -> (N, *shape)
 
 
 def schema_of(columns: Mapping[str, Column]) -> pa.Schema:
-    """The Arrow schema of shards with these columns; scalars are plain, the rest are fixed-shape tensors. No nulls."""
-    return pa.schema([pa.field(name, _type(column), nullable=False) for name, column in columns.items()])
+    """The Arrow schema of shards with these columns, by name; scalars are plain, the rest are fixed-shape tensors. No nulls."""
+    return pa.schema([pa.field(name, _type(columns[name]), nullable=False) for name in sorted(columns)])
 
 
 def encode(columns: Mapping[str, Column], rows: Rows) -> bytes:
     """The bytes of a shard that holds `rows`; equal rows give equal bytes."""
-    assert list(rows) == list(columns), f"rows have columns {list(rows)}, expected {list(columns)}"
+    assert rows.keys() == columns.keys(), f"rows have columns {sorted(rows)}, expected {sorted(columns)}"
     assert len({len(values) for values in rows.values()}) == 1, "columns differ in their number of rows"
-    arrays = [_array(name, column, rows[name]) for name, column in columns.items()]
+    arrays = [_array(name, columns[name], rows[name]) for name in sorted(columns)]
     schema, sink = schema_of(columns), pa.BufferOutputStream()
     with pa.ipc.new_file(sink, schema) as writer:
         writer.write_batch(pa.record_batch(arrays, schema=schema))

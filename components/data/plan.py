@@ -90,7 +90,7 @@ def _look_at_pictures(url: str, files: list[SourceFile], config: PrepareConfig) 
         words = words_of(config.seed, file.path, row)
         candidates.setdefault(place.split, []).append(_Candidate((file,), words, labels.get(place.class_name)))
     first = READERS[PICTURES].scan((files[0],), config)["train"]
-    return _Found(candidates, _ordered(first.columns | ({LABEL: Column(dtype="int64")} if names else {})), names)
+    return _Found(candidates, first.columns | ({LABEL: Column(dtype="int64")} if names else {}), names)
 
 
 def _look_at_tables(url: str, kind: str, files: list[SourceFile], config: PrepareConfig) -> _Found:
@@ -101,9 +101,9 @@ def _look_at_tables(url: str, kind: str, files: list[SourceFile], config: Prepar
     if not scans:
         raise UserError(f"source {url} has no rows in its {kind} files, the first is {files[0].place}")
     candidates: dict[str, list[_Candidate]] = {}
-    columns = _ordered(scans[0][2].columns)
+    columns = scans[0][2].columns
     for group, split, scan in scans:
-        if _ordered(scan.columns) != columns:
+        if scan.columns != columns:
             raise UserError(f"{group[0].place} has {_say(scan.columns)}, {scans[0][0][0].place} has {_say(columns)}; they must agree")
         words = words_of(config.seed, group[0].path, np.arange(scan.rows))
         candidates.setdefault(split, []).append(_Candidate(group, words))
@@ -128,12 +128,18 @@ def _choose(url: str, candidates: dict[str, list[_Candidate]], config: PrepareCo
         raise UserError(f"source {url} has only the splits {sorted(candidates)}, expected one for training; rename a file or folder")
     spans = {split: (split, 0, SPACE) for split in candidates}
     if "test" not in candidates:
-        cut = int((config.holdout or DEFAULT_HOLDOUT) * SPACE)
+        cut = _holdout_cut(candidates["train"], config.holdout or DEFAULT_HOLDOUT)
         spans |= {"train": ("train", cut, SPACE), "test": ("train", 0, cut)}
     elif config.holdout is not None:
         raise UserError(f"option holdout={config.holdout} has no effect on source {url}, which has a test split of its own; leave it out")
     words = {split: [candidate.words for candidate in found] for split, found in candidates.items()}
     return {split: (origin, keep_of(words[origin], low, high, config.limit, config.seed)) for split, (origin, low, high) in spans.items()}
+
+
+def _holdout_cut(candidates: list[_Candidate], share: float) -> int:
+    """Rows with words below it are held out: the share of them, but at least one of several."""
+    words = np.concatenate([candidate.words for candidate in candidates])
+    return max(int(share * SPACE), int(words.min()) + 1 if len(words) > 1 else 0)
 
 
 def _specs(url: str, kind: str, origin: str, found: _Found, keep: Keep, config: PrepareConfig) -> Iterator[ShardSpec]:
@@ -160,11 +166,6 @@ def _cut_tables(candidates: list[_Candidate], keep: Keep, most: int) -> Iterator
 
 def _names(group: Group) -> tuple[tuple[str, str], ...]:
     return tuple((file.path, file.sha256) for file in group)
-
-
-def _ordered(columns: Mapping[str, Column]) -> dict[str, Column]:
-    """Pictures first, then labels, then the rest by name."""
-    return {name: columns[name] for name in sorted(columns, key=lambda name: (name != IMAGE, name != LABEL, name))}
 
 
 def _is_picture(column: Column | None) -> bool:

@@ -54,7 +54,7 @@ class ShardSpec(Config):
         """Of what decides the bytes: not the place of the source, nor options that only choose or cut."""
         parts = [part.to_json() for part in self.parts]
         content = [FORMAT_VERSION, CODE_VERSION, self.kind, self.split, parts, {name: c.to_json() for name, c in self.columns.items()}]
-        return fingerprint([*content, list(self.columns), self.config.picture.to_json(), self.config.columns])
+        return fingerprint([*content, self.config.picture.to_json(), self.config.columns])
 
 
 def write_shard(spec: ShardSpec, out: str) -> ShardEntry:

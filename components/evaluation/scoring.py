@@ -7,6 +7,7 @@ from torch import Tensor
 
 from components.data.dataset import Dataset
 from components.data.loader import evaluation_batches
+from components.errors import UserError
 from components.families.contract import Family
 from components.training.communication import Communication
 from components.training.context import Context
@@ -26,9 +27,10 @@ def evaluate(
 ) -> Scores:
     """Every score of `family.evaluate` over the rows (the first `limit`) of `dataset`, the same on all workers.
 
-    A vector stays a list. Raises UserError when there are no rows.
+    A vector stays a list. Raises UserError when the data set is not of the kind that the family learnt from.
     """
     world = world or Communication()
+    _require_fitting(family, dataset)
     device = next(family.parameters()).device
     training = family.training
     family.eval()
@@ -45,6 +47,15 @@ def evaluate(
     finally:
         family.train(training)
     return family.finish(_merge(totals, world, device))
+
+
+def _require_fitting(family: Family, dataset: Dataset) -> None:
+    fitted = family.fit(family.config, dataset.shape).to_json()
+    for name, value in family.config.to_json().items():
+        if fitted[name] != value:
+            raise UserError(
+                f"the model has {name}={value}, the data set {dataset.url} needs {fitted[name]}; evaluate on data like it learnt from"
+            )
 
 
 def _merge(totals: dict[str, tuple[Tensor, Tensor]], world: Communication, device: torch.device) -> dict[str, tuple[Tensor, Tensor]]:

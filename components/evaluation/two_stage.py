@@ -1,7 +1,7 @@
 """How good a tokenizer and a prior over its codes are, each number beside what it must beat.
 
-Fréchet distances are on the features of a small classifier, the judge, which neither model was trained with: FD-cnn, not FID. They depend on the
-number of pictures, so drawn reference points have as many as the samples.
+Fréchet distances are on the features of a small classifier, the judge, which neither model was trained with: FD-cnn, not FID. They depend
+on the number of pictures, so drawn reference points have as many as the samples.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ def score(subjects: Subjects, config: ScoresConfig, folder: Path) -> None:
             value=_number(rebuilt["codes_used"]),
             better="higher",
             target=config.targets.codes_used,
-            note=f"share of {subjects.tokenizer.config.num_codes} codes that held-out pictures use; perplexity {rebuilt['code_perplexity']:.0f}",
+            note=f"share of {subjects.tokenizer.config.num_codes} codes, held-out pictures; perplexity {rebuilt['code_perplexity']:.0f}",
         ),
         _prior(subjects, config),
         _labels(subjects, config, test),
@@ -132,9 +132,7 @@ class _Distances:
         return sum(parts[1:], parts[0])
 
 
-def _reconstruction(
-    subjects: Subjects, config: ScoresConfig, rebuilt: dict, held_out: Dataset, train: _Gathered, test: _Gathered
-) -> Score:
+def _reconstruction(subjects: Subjects, config: ScoresConfig, rebuilt: dict, held_out: Dataset, train: _Gathered, test: _Gathered) -> Score:
     beside = {}
     linear = train.linear()
     if linear is not None:
@@ -196,7 +194,7 @@ def _samples_distance(subjects: Subjects, config: ScoresConfig, distances: _Dist
         value=distances.of(pixels({IMAGE: part}) for part in drawn.split(BATCH)),
         better="lower",
         beside=beside,
-        note=f"{len(drawn):,} samples against {len(train.images):,} training pictures, on the judge's features; not to be compared with FID",
+        note=f"{len(drawn):,} samples against {len(train.images):,} training pictures, on the judge's features; not FID",
     )
 
 

@@ -15,9 +15,9 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from components.config import Config
+from components.config import Config as AnyConfig
 from components.data.columns import Column as Column
 from components.data.columns import DataShape as DataShape
-from components.config import Config as AnyConfig
 from components.errors import UserError
 from components.training.context import Context
 

@@ -1,0 +1,177 @@
+"""Preparing a data set: the same bytes with any number of workers, only what changed is made, and a failure leaves what was there."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from clusters import preprocess
+from clusters.preprocess import prepare
+from components import storage
+from components.data.dataset import Dataset
+from components.data.index import read_index
+from components.data.prepare_config import PrepareConfig
+from components.data.verify import verify_dataset
+from components.errors import UserError
+from tests.data.sources import encoded, pictures, write, write_idx, write_pictures
+
+CONFIG = PrepareConfig(rows_per_shard=16, size=4)
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[None]:
+    """A Ray cluster of two CPUs in this module, unless there is one already."""
+    import ray
+
+    if ray.is_initialized():
+        yield
+        return
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    yield
+    ray.shutdown()
+
+
+def content(folder: Path | str) -> dict[str, bytes]:
+    return {name: storage.read_bytes(storage.join(str(folder), name)) for name in storage.list_files(str(folder))}
+
+
+def modified(folder: Path) -> dict[str, int]:
+    return {file.name: file.stat().st_mtime_ns for file in folder.iterdir()}
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("cluster")
+def test_any_number_of_workers_gives_the_same_bytes(tmp_path: Path) -> None:
+    write_pictures(tmp_path / "source", ("a", "b", "c"), 40)
+    progress: list[tuple[int, int, int]] = []
+    alone = prepare(str(tmp_path / "source"), str(tmp_path / "0"), CONFIG)
+    for workers in (1, 2):
+        index = prepare(str(tmp_path / "source"), str(tmp_path / str(workers)), CONFIG, workers, lambda *numbers: progress.append(numbers))
+        assert index == alone
+        assert content(tmp_path / str(workers)) == content(tmp_path / "0")
+    shards = sum(len(entries) for entries in alone.splits.values())
+    assert [done for done, total, _ in progress if total == shards] == [*range(shards + 1)] * 2
+    assert progress[-1] == (shards, shards, 120)
+    verify_dataset(str(tmp_path / "2"))
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("cluster")
+def test_a_mistake_found_by_a_worker_arrives_as_its_own_line(tmp_path: Path) -> None:
+    write_pictures(tmp_path / "source", ("a", "b"), 40)
+    prepare(str(tmp_path / "source"), str(tmp_path / "out"), CONFIG)
+    before = content(tmp_path / "out")
+    bad = write(tmp_path / "source" / "b" / "0020b.png", encoded(pictures(1)[0])[:-40])
+    with pytest.raises(UserError) as caught:
+        prepare(str(tmp_path / "source"), str(tmp_path / "out"), CONFIG, workers=2)
+    assert str(caught.value).startswith(f"{bad} is no readable PNG, JPEG or PGM picture")
+    assert content(tmp_path / "out") == before
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("cluster")
+def test_from_s3_to_s3_on_workers(s3: str, tmp_path: Path) -> None:
+    """The workers, started before the server, know of it through the driver's environment alone."""
+    import ray
+
+    write_pictures(tmp_path / "source", ("a", "b"), 20)
+    for file in storage.list_files(str(tmp_path / "source")):
+        storage.upload(str(tmp_path / "source" / file), f"{s3}/source/{file}")
+    local = prepare(str(tmp_path / "source"), str(tmp_path / "out"), CONFIG)
+    here = prepare(f"{s3}/source", f"{s3}/here", CONFIG)
+    assert here == local
+    assert content(f"{s3}/here") == content(tmp_path / "out")
+    assert ray.is_initialized()
+
+
+def test_an_unchanged_source_makes_nothing_again(tmp_path: Path) -> None:
+    write_idx(tmp_path / "source", "train", 60)
+    first = prepare(str(tmp_path / "source"), str(tmp_path / "out"), CONFIG)
+    before = modified(tmp_path / "out")
+    progress: list[tuple[int, int, int]] = []
+    again = prepare(str(tmp_path / "source"), str(tmp_path / "out"), CONFIG, on_progress=lambda *numbers: progress.append(numbers))
+    after = modified(tmp_path / "out")
+    shards = sum(len(entries) for entries in first.splits.values())
+    assert again == first
+    assert progress == [(shards, shards, 60)]
+    assert {name for name in after if after[name] != before[name]} == {"index.json"}
+
+
+def test_added_files_make_only_new_shards_and_give_the_data_set_of_a_fresh_run(tmp_path: Path) -> None:
+    source, out = tmp_path / "source", tmp_path / "out"
+    write_pictures(source, ("a", "b"), 80)
+    prepare(str(source), str(out), CONFIG)
+    before = modified(out)
+    for number, pixels in enumerate(pictures(3, 77)):
+        write(source / "b" / f"new-{number}.png", encoded(pixels))
+    grown = prepare(str(source), str(out), CONFIG)
+    after = modified(out)
+    kept = {name for name in before if after.get(name) == before[name]}
+    assert len(kept) >= len(before) - 4, "the shards of class a and most of b are untouched"
+    fresh = prepare(str(source), str(tmp_path / "fresh"), CONFIG)
+    assert grown == fresh
+    assert content(out) == content(tmp_path / "fresh"), "shards that nothing names any more are gone"
+
+
+def test_a_shard_that_was_lost_is_made_again(tmp_path: Path) -> None:
+    write_idx(tmp_path / "source", "train", 60)
+    index = prepare(str(tmp_path / "source"), str(tmp_path / "out"), CONFIG)
+    before = content(tmp_path / "out")
+    lost, short = (tmp_path / "out" / entry.file for entry in index.splits["train"][:2])
+    lost.unlink()
+    short.write_bytes(short.read_bytes()[:100])
+    prepare(str(tmp_path / "source"), str(tmp_path / "out"), CONFIG)
+    assert content(tmp_path / "out") == before
+
+
+def test_a_failure_while_writing_leaves_the_earlier_data_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_idx(tmp_path / "source", "train", 60)
+    prepare(str(tmp_path / "source"), str(tmp_path / "out"), CONFIG)
+    before = content(tmp_path / "out")
+    write_idx(tmp_path / "source", "train-more", 60, 1)
+    written, write_shard = [], preprocess.write_shard
+
+    def fail_at_third(*args: object) -> object:
+        if len(written) == 2:
+            raise UserError("the disk is full")
+        written.append(write_shard(*args))
+        return written[-1]
+
+    monkeypatch.setattr(preprocess, "write_shard", fail_at_third)
+    with pytest.raises(UserError, match="the disk is full"):
+        prepare(str(tmp_path / "source"), str(tmp_path / "out"), CONFIG)
+    assert len(written) == 2
+    assert content(tmp_path / "out") == before
+    dataset = Dataset.open(str(tmp_path / "out"))
+    assert len(dataset.take(np.arange(dataset.num_rows))["label"]) == dataset.num_rows
+
+
+def test_an_index_of_another_version_is_replaced(tmp_path: Path) -> None:
+    write_idx(tmp_path / "source", "train", 60)
+    index = prepare(str(tmp_path / "source"), str(tmp_path / "out"), CONFIG)
+    storage.write_json(str(tmp_path / "out" / "index.json"), index.to_json() | {"format_version": 99})
+    with pytest.raises(UserError, match="format_version 99"):
+        Dataset.open(str(tmp_path / "out"))
+    prepare(str(tmp_path / "source"), str(tmp_path / "out"), CONFIG)
+    assert read_index(str(tmp_path / "out")) == index
+
+
+def test_files_that_are_not_ours_stay(tmp_path: Path) -> None:
+    write_idx(tmp_path / "source", "train", 60)
+    write(tmp_path / "out" / "notes.txt", b"mine")
+    write(tmp_path / "out" / "shard-of-something-else.arrow", b"mine")
+    write(tmp_path / "out" / "shard-0123456789abcdef.arrow", b"left over by a run that was killed")
+    prepare(str(tmp_path / "source"), str(tmp_path / "out"), CONFIG)
+    names = set(storage.list_names(str(tmp_path / "out")))
+    assert {"notes.txt", "shard-of-something-else.arrow"} <= names
+    assert "shard-0123456789abcdef.arrow" not in names
+
+
+def test_a_single_process_needs_neither_ray_nor_torch() -> None:
+    program = "import clusters.preprocess, sys; assert not {'ray', 'torch'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", program], check=True, cwd=Path(__file__).parents[2])
