@@ -10,11 +10,13 @@ import tarfile
 from pathlib import Path
 
 import numpy as np
+import pytest
 from PIL import Image
 
 from pipelines.cli import main
 from tests.small_data import shipped_images, write_codes
 
+LOCAL = ("--workers", "0")
 TRAIN = ("train.steps=2", "train.batch_size=16", "--workers", "0")
 TINY = {
     "classifier": ("model.widths=[4]", "model.feature_dim=4"),
@@ -94,3 +96,16 @@ def digest(folder: Path) -> dict[str, str]:
         str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "folder"
         for path in sorted(folder.rglob("*"))
     }
+
+
+def require_one_line(argv: list[str], says: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
+    capsys.readouterr()
+    code = main(argv)
+    out, err = capsys.readouterr()
+    assert code == 2, err
+    assert err.count("\n") == 1, err
+    assert err.startswith("raymill: ")
+    assert "Traceback" not in err
+    for text in says:
+        assert text in err
+    assert out == ""

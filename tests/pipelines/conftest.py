@@ -1,0 +1,26 @@
+"""The world of the command line tests, made once and copied for each test to spoil."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests.pipelines.world import build
+
+
+@pytest.fixture(scope="session")
+def first_world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    with contextlib.redirect_stdout(None):
+        return build(tmp_path_factory.mktemp("world"))
+
+
+@pytest.fixture
+def root(first_world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of the world to spoil; what a command writes here and there, it writes below it."""
+    shutil.copytree(first_world, tmp_path / "world")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("RAYMILL_STORE", str(tmp_path / "world" / "store"))
+    return tmp_path / "world"
