@@ -13,8 +13,9 @@ import typer
 
 from components import storage
 from components.errors import UserError
+from components.report.numbers import duration, figure
 from pipelines.catalogue import PIPELINES, find_pipeline
-from pipelines.console import Console, duration
+from pipelines.console import Console
 from pipelines.shell import Answer, answer
 from pipelines.store import COMMIT, Artifact, Store, open_artifact
 from pipelines.workers import Workers
@@ -369,11 +370,11 @@ def _scores(artifacts: Any) -> tuple[dict[str, Any], list[str]]:
     scores = [score for a in artifacts if FILE in a.manifest.files for score in Findings.read(a.url).scores]
     rows = []
     for score in scores:
-        beside = [f"{name} {value:.4g}" for name, value in score.beside.items()]
-        target = [] if score.target is None else [f"target {'<=' if score.better == 'lower' else '>='} {score.target:g}"]
-        rows.append(
-            (score.name, f"{score.value:.4g} {score.unit}".strip() + (f"  ({', '.join(target + beside)})" if target + beside else ""))
-        )
+        beside = [f"{name} {figure(value, score.unit)}" for name, value in score.beside.items()]
+        limit = "at most" if score.better == "lower" else "at least"
+        target = [] if score.target is None else [f"target: {limit} {figure(score.target, score.unit)}"]
+        tail = f"  ({', '.join(target + beside)})" if target + beside else ""
+        rows.append((score.name, f"{figure(score.value, score.unit)} {score.unit}".strip() + tail))
     return {score.name: score.to_json() for score in scores}, _table(rows)
 
 

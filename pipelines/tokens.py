@@ -130,7 +130,8 @@ def reconstructor(images: Artifact, task: Task[Training]) -> None:
 def tokenizer(images: Artifact, features: Artifact | None, reconstructor: Artifact | None, task: Task[Training]) -> None:
     """Pictures to a grid of codes and back."""
     parts = {"classifier": features, "vqvae": reconstructor}
-    train_model(task, images.url, {name: part.path(MODEL) for name, part in parts.items() if part is not None})
+    known = {} if features is None else {"features": _open(features, Classifier).config.to_json()}  # as fitted to the pictures
+    train_model(task, images.url, {name: part.path(MODEL) for name, part in parts.items() if part is not None}, known)
 
 
 @stage(version=1)
@@ -212,7 +213,7 @@ def report(
     task: Task[None],
 ) -> None:
     """One page about it all."""
-    made = [images, judge, features, reconstructor, tokenizer, codes, prior, scores, samples]
+    made = [images, judge, features, reconstructor, tokenizer, codes, prior, samples, scores]
     page = page_of([each for each in made if each is not None], "tokens", TOKENS.about, task.command)
     storage.write_bytes(str(task.draft.folder / PAGE), page)
 

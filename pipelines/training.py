@@ -6,6 +6,7 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from components import storage
 from components.errors import UserError
@@ -21,14 +22,14 @@ MODEL = "model"
 KEPT = {"prior": ("tokenizer",)}  # models that a family's own model folder carries, since it is of no use without them
 
 
-def train_model(task: Task[Training], data: str, children: Mapping[str, str] | None = None) -> None:
+def train_model(task: Task[Training], data: str, children: Mapping[str, str] | None = None, known: Mapping[str, Any] | None = None) -> None:
     """Trains on the data set at `data` in the task's work folder, from its last checkpoint on; leaves `model/`, `metrics/` and `run.json`.
 
-    `children` maps names to the model folders of earlier models that it builds on.
+    `children` maps names to the model folders of earlier models that it builds on; `known` are model options that follow from those.
     """
     job = TrainingJob(
         family=task.config.family,
-        model=task.config.model.to_json(),
+        model=task.config.model.to_json() | dict(known or {}),
         train=task.config.train,
         data=data,
         run=task.draft.work,

@@ -19,11 +19,12 @@ from components.errors import UserError
 from components.evaluation.pictures import GAP_PIXELS, grid, png
 from components.report.figures import Curve, curve_svg, histogram_svg
 from components.report.findings import Findings, Histogram, Picture, Score
-from components.report.page import Exhibit, number, render, seconds
+from components.report.numbers import duration, figure, number
+from components.report.page import Exhibit, render
 
 SCORES = (
     Score(name="Error <b>", value=0.00612, better="lower", target=0.0075, beside={"PCA": 0.0105}),
-    Score(name="Accuracy", value=0.6, better="higher", target=0.7, unit="of all"),
+    Score(name="Accuracy", value=0.6, better="higher", target=0.7, unit="%"),
     Score(name="Distance", value=31.0, better="lower", beside={"noise": 400.0, "real": 1.0}),
 )
 CONFIG = {"family": "vqvae", "train": {"steps": 40}}
@@ -108,7 +109,7 @@ def test_scores_stand_beside_target_and_baselines(page: str) -> None:
     text = re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", page))
     assert "0.00612" in text
     assert re.search(r"✓ target: at most 0\.0075", text)
-    assert re.search(r"✗ target: at least 0\.7", text)
+    assert re.search(r"60\.0 % ✗ target: at least 70\.0 %", text)
     assert re.search(r"this run 31 real 1 noise 400", text)  # the better first
     assert "Error &lt;b&gt;" in page
     assert "Error <b>" not in page
@@ -122,6 +123,7 @@ def test_curves_timings_lineage_and_config_are_there(page: str) -> None:
         "12,345",
         "3.5 s",
         "1 min 10 s",
+        "held-out rows",
         "/from/here",
         "raymill run tokens &#39;a=b c&#39;",
     ):
@@ -140,11 +142,11 @@ def test_pictures_are_inside_the_page(page: str) -> None:
 
 def test_figures_take_their_colours_from_the_page_and_are_the_same_each_time() -> None:
     curve = Curve("loss", [1, 2, 3], [1.0, 0.1, 0.001], [2], [0.2])
-    for figure in (curve_svg(curve, "a"), histogram_svg([0.5, 0.5], "a")):
-        assert figure.startswith("<svg viewBox=")
-        assert "var(--series)" in figure
-        assert "var(--second)" in figure
-        assert not re.search(r"#0{5}\d|<style|xlink|metadata", figure)
+    for svg in (curve_svg(curve, "a"), histogram_svg([0.5, 0.5], "a")):
+        assert svg.startswith("<svg viewBox=")
+        assert "var(--series)" in svg
+        assert "var(--second)" in svg
+        assert not re.search(r"#0{5}\d|<style|xlink|metadata", svg)
     assert curve_svg(curve, "a") == curve_svg(curve, "a")
 
 
@@ -163,11 +165,19 @@ def test_figures_take_their_colours_from_the_page_and_are_the_same_each_time() -
 )
 def test_numbers_for_people(value: float, text: str) -> None:
     assert number(value) == text
+    assert figure(value, "bits") == text
 
 
-@pytest.mark.parametrize(("value", "text"), [(0.04, "0.0 s"), (59.94, "59.9 s"), (60.0, "1 min 00 s"), (3723.0, "1 h 02 min")])
-def test_seconds_for_people(value: float, text: str) -> None:
-    assert seconds(value) == text
+def test_shares_are_told_in_percent() -> None:
+    assert [figure(value, "%") for value in (1.0, 0.9492, 0.0)] == ["100.0", "94.9", "0.0"]
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0.04, "0.0 s"), (9.94, "9.9 s"), (9.96, "10 s"), (59.4, "59 s"), (59.6, "1 min 00 s"), (185.0, "3 min 05 s"), (7800.0, "2 h 10 min")],
+)
+def test_durations_for_people(value: float, text: str) -> None:
+    assert duration(value) == text
 
 
 def test_findings_come_back_and_damaged_ones_are_named(tmp_path: Path) -> None:

@@ -28,6 +28,7 @@ from components.families.images import IMAGE, LABEL, pixels
 from components.families.prior import Prior
 from components.families.vqvae import VQVAE
 from components.report.findings import Findings, Histogram, Picture, Score
+from components.report.numbers import PERCENT
 
 BATCH = 256
 PCA_COMPONENTS = 64
@@ -76,6 +77,7 @@ def score(subjects: Subjects, config: ScoresConfig, folder: Path) -> None:
             name="Codes in use",
             value=_number(rebuilt["codes_used"]),
             better="higher",
+            unit=PERCENT,
             target=config.targets.codes_used,
             note=f"share of {subjects.tokenizer.config.num_codes} codes, held-out pictures; perplexity {rebuilt['code_perplexity']:.0f}",
         ),
@@ -174,6 +176,7 @@ def _labels(subjects: Subjects, config: ScoresConfig, test: _Gathered) -> Score:
         name="Samples with the asked label",
         value=share(drawn["images"], drawn["labels"]),
         better="higher",
+        unit=PERCENT,
         target=config.targets.label_accuracy,
         beside={"real held-out pictures": share(test.images, test.labels), "chance": 1 / subjects.judge.config.num_classes},
         note=f"{len(drawn['labels']):,} samples, labelled by a classifier that was trained separately",

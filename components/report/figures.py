@@ -16,7 +16,7 @@ INCHES, WIDE_INCHES = (3.6, 2.1), (10.0, 1.9)
 # Stand-ins that matplotlib draws with, and what the page replaces them by.
 INK, MUTED, SERIES, SECOND = "#000001", "#000002", "#000003", "#000004"
 PAGE_COLOURS = {INK: "var(--ink)", MUTED: "var(--muted)", SERIES: "var(--series)", SECOND: "var(--second)"}
-WIDE_RATIO = 20.0  # a curve that spans more is drawn on a logarithmic axis
+WIDE_RATIO = 20.0  # a curve that falls by more is drawn on a logarithmic axis
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ def curve_svg(curve: Curve, name: str) -> str:
     if curve.held_out:
         axes.plot(curve.held_out_steps, curve.held_out, color=SECOND, linewidth=1.2, marker="o", markersize=2.6)
     every = [*curve.values, *curve.held_out]
-    if min(every) > 0 and max(every) / min(every) > WIDE_RATIO:
+    if min(every) > 0 and curve.values[0] / curve.values[-1] > WIDE_RATIO:
         axes.set_yscale("log")
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.yaxis.set_major_formatter("{x:g}")

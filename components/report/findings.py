@@ -18,7 +18,7 @@ class Score(Config):
     name: str
     value: float
     better: Literal["lower", "higher"]
-    unit: str = ""
+    unit: str = Field("", description="%: the values are shares between 0 and 1")
     target: float | None = Field(None, description="at most (lower is better) or at least (higher is better)")
     beside: dict[str, float] = Field(default_factory=dict, description="what it is compared with: name -> value")
     note: str = ""

@@ -13,6 +13,7 @@ import yaml
 from components import storage
 from components.report.figures import Curve, curve_svg, histogram_svg
 from components.report.findings import Findings, Picture, Score
+from components.report.numbers import duration, figure, number
 from components.training.record import read_metrics
 
 TEMPLATE = Path(__file__).parent / "page.html"
@@ -40,14 +41,14 @@ def render(title: str, summary: str, exhibits: Sequence[Exhibit], command: str) 
     from jinja2 import Environment, StrictUndefined
 
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"number": number, "seconds": seconds}
+    environment.filters |= {"figure": figure, "duration": duration}
     findings = [(each, Findings.read(each.url)) for each in exhibits if each.holds("findings.json")]
     trainings = [each for each in exhibits if each.holds("metrics")]
     return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
         title=title,
         summary=summary,
         scores=[_score(score) for _, found in findings for score in found.scores],
-        pictures=[_picture(each, picture) for each, found in findings for picture in found.pictures],
+        pictures=[_picture(each, picture) for each, found in reversed(findings) for picture in found.pictures],  # the last compares most
         histograms=[
             {"title": h.title, "caption": h.caption, "svg": histogram_svg(h.shares, f"{each.stage}-histogram-{place}")}
             for each, found in findings
@@ -66,24 +67,6 @@ def config_yaml(exhibits: Sequence[Exhibit]) -> str:
     sources = {name: place for each in exhibits for name, place in each.manifest["sources"].items()}
     sections = {each.stage: dict(each.manifest["config"]) for each in exhibits if each.manifest["config"]}
     return yaml.safe_dump(sources | sections, sort_keys=False, allow_unicode=True, width=100)
-
-
-def number(value: float) -> str:
-    """Four significant digits at most, without an exponent where people need none: `0.00612`, `4.92`, `1234`."""
-    if value == 0:
-        return "0"
-    if not 1e-5 <= abs(value) < 1e9:
-        return f"{value:.3g}"
-    digits = max(0, 3 - len(str(int(abs(value)))) if abs(value) >= 1 else 2 - int(f"{value:e}".split("e")[1]))
-    text = f"{value:,.{digits}f}"
-    return text.rstrip("0").rstrip(".") if "." in text else text
-
-
-def seconds(value: float) -> str:
-    if value < 60:
-        return f"{value:.1f} s"
-    minutes, rest = divmod(round(value), 60)
-    return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
 
 
 def _score(score: Score) -> dict[str, Any]:
@@ -106,7 +89,7 @@ def _picture(each: Exhibit, picture: Picture) -> dict[str, Any]:
 def _training(each: Exhibit) -> dict[str, Any]:
     """Curves of one training stage, and how it ran."""
     rows = read_metrics(each.url)
-    names = list(dict.fromkeys(name for row in rows for name in row if _is_shown(name)))
+    names = sorted(dict.fromkeys(name for row in rows for name in row if _is_shown(name)), key=lambda name: not name.startswith("loss."))
     curves = []
     for name in names:
         shown = [row for row in rows if isinstance(row.get(name), float)]
@@ -121,7 +104,8 @@ def _training(each: Exhibit) -> dict[str, Any]:
             )
             curves.append(curve_svg(curve, f"{each.stage}-{name}"))
     run = storage.read_json(storage.join(each.url, "run.json")) if each.holds("run.json") else {}
-    return {"stage": each.stage, "curves": curves, "facts": _facts(rows, run)}
+    held_out = any(name.startswith(HELD_OUT) for row in rows for name in row)
+    return {"stage": each.stage, "curves": curves, "held_out": held_out, "facts": _facts(rows, run)}
 
 
 def _is_shown(name: str) -> bool:
@@ -144,7 +128,7 @@ def _facts(rows: Sequence[Mapping[str, Any]], run: Mapping[str, Any]) -> dict[st
     if steps := sorted(every("step_seconds")):
         facts["step"] = f"{1000 * steps[len(steps) // 2]:.1f} ms"
     if waits := every("data_wait_seconds"):
-        facts["waited for data"] = seconds(sum(waits))
+        facts["waited for data"] = duration(sum(waits))
     if peaks := every("peak_memory_bytes"):
         facts["peak memory"] = f"{max(peaks) / 2**20:,.0f} MiB"
     if uses := sorted(every("model_flop_utilisation")):

@@ -14,7 +14,7 @@ from components.config import Config
 from components.errors import UserError
 from pipelines import catalogue
 from pipelines.cli import app, main
-from pipelines.console import Console, Pace, duration
+from pipelines.console import Console, Pace
 from pipelines.settings import Training, configure, family_preset, read_presets, take_preset
 from pipelines.source import Source
 from pipelines.stage import Pipeline, Task, stage
@@ -251,11 +251,6 @@ def test_pace_needs_two_steps_to_tell_the_time_left() -> None:
     assert pace.place() == "under way"
     pace.see({"step": 5})
     assert (pace.place(), pace.seconds_left()) == ("5", None)
-
-
-@pytest.mark.parametrize(("value", "text"), [(0.44, "0.4 s"), (12.4, "12 s"), (185.0, "3 min 05 s"), (7800.0, "2 h 10 min")])
-def test_durations(value: float, text: str) -> None:
-    assert duration(value) == text
 
 
 def test_a_waiting_run_says_for_whom(capsys: pytest.CaptureFixture[str]) -> None:
