@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import functools
 import http.server
 import os
 import subprocess
@@ -21,8 +20,6 @@ from tests.pipelines.world import LOCAL, digest, require_one_line
 @pytest.fixture
 def server(root: Path) -> Iterator[str]:
     """The IDX files over HTTP."""
-    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(root / "idx"))
-    handler.log_message = lambda *args: None  # type: ignore[attr-defined]
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Quiet) as listening:
         _Quiet.folder = str(root / "idx")
         threading.Thread(target=listening.serve_forever, daemon=True).start()

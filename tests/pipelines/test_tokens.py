@@ -1,4 +1,4 @@
-"""The whole pipeline on a handful of one's own pictures, in colour and not square, with every optional stage: what it makes, and what it makes again."""
+"""The whole pipeline on a handful of one's own pictures, in colour, with every optional stage: what it makes, and what it makes again."""
 
 from __future__ import annotations
 
