@@ -71,5 +71,6 @@ def test_fit_takes_shape_and_classes_from_the_data() -> None:
     assert (config.image_channels, config.image_size, config.num_classes) == (1, (28, 28), 3)
     with pytest.raises(UserError, match="labelled pictures"):
         Classifier.fit(ClassifierConfig(), DataShape(columns={"image": IMAGE}))
-    with pytest.raises(UserError, match="cannot be halved 5 times"):
-        ClassifierConfig.parse({"widths": (4,) * 5}, "test")
+    small = DataShape(columns={"image": Column(dtype="uint8", shape=(1, 3, 28)), "label": LABEL}, class_names=("a", "b"))
+    with pytest.raises(UserError, match="cannot be halved 2 times"):
+        Classifier.fit(ClassifierConfig(), small)

@@ -36,7 +36,7 @@ def model(**changes: object) -> VQVAE:
 
 def trained_a_little(**changes: object) -> VQVAE:
     family, batch = model(**changes), {"image": images()}
-    optimizer = torch.optim.Adam(family.parameters(), 1e-2)
+    optimizer = torch.optim.Adam(family.parameters(), 1e-3)
     for number in range(3):
         output = family.loss("autoencoder", batch, context(step=number))
         optimizer.zero_grad()
