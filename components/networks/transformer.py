@@ -19,7 +19,7 @@ from components.training.randomness import Draws
 Activation = Literal["gelu_tanh", "gelu", "relu"]
 
 _ACTIVATIONS = {"gelu_tanh": lambda x: F.gelu(x, approximate="tanh"), "gelu": F.gelu, "relu": F.relu}
-_INITIAL_STD = 0.02
+_GPT2_STD, _GPT2_WIDTH = 0.02, 768
 
 
 class Block(nn.Module):
@@ -69,11 +69,13 @@ class Transformer(nn.Module):
 
     @torch.no_grad()
     def _initialize(self) -> None:
+        # GPT-2's spread is made for its width: a narrower sum needs larger terms to keep its size.
+        std = _GPT2_STD * math.sqrt(_GPT2_WIDTH / self.norm.normalized_shape[0])
         for name, parameter in self.named_parameters():
             if parameter.ndim == 2:
                 # Each block adds two branches to the residual sum: their last layers start smaller by sqrt(2 layers) (GPT-2, section 2.3).
                 depth = math.sqrt(2 * len(self.blocks)) if name.endswith("_out.weight") else 1.0
-                parameter.normal_(0.0, _INITIAL_STD / depth)
+                parameter.normal_(0.0, std / depth)
             elif name.endswith("bias"):
                 parameter.zero_()
 

@@ -86,12 +86,13 @@ def test_first_logits_are_those_of_the_first_tokens(model: Transformer) -> None:
     assert torch.allclose(model.logits(hidden, 7), model.logits(hidden)[:, :7], atol=1e-6)
 
 
-def test_initial_weights_have_the_spread_of_gpt2() -> None:
+@pytest.mark.parametrize(("width", "spread"), [(768, 0.02), (192, 0.04)])
+def test_initial_weights_have_the_spread_of_gpt2_at_its_width(width: int, spread: float) -> None:
     torch.manual_seed(0)
-    model = Transformer(500, 64, 4, 4, 128)
+    model = Transformer(500, 64, 4, 4, width)
     for name, parameter in model.named_parameters():
         if parameter.ndim == 2:
-            expected = 0.02 / math.sqrt(2 * 4) if name.endswith("_out.weight") else 0.02
+            expected = spread / math.sqrt(2 * 4) if name.endswith("_out.weight") else spread
             assert parameter.std().item() == pytest.approx(expected, rel=0.05), name
         else:
             assert (parameter == (0 if name.endswith("bias") else 1)).all(), name
