@@ -10,6 +10,7 @@ import logging
 import os
 import re
 import secrets
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import Any
@@ -99,7 +100,9 @@ def _quiet_context(workers: int) -> Any:
     import ray.data
 
     logging.getLogger("ray.data").setLevel(logging.ERROR)
-    context = ray.data.DataContext.get_current().copy()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # copying reads options that Ray itself has retired
+        context = ray.data.DataContext.get_current().copy()
     context.enable_progress_bars = False
     context.enable_operator_progress_bars = False
     context.print_on_execution_start = False

@@ -23,6 +23,8 @@ def decode(data: bytes, name: str) -> np.ndarray:
     """Pixels, (H, W) grey or (H, W, 3) colour, uint8, upright; raises UserError naming `name` when it is no picture or damaged."""
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            image.verify()  # PNG: checksums and the end mark, which loading does not look at
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise UserError(f"{name} has {image.width} x {image.height} pixels, more than {MAX_PIXELS}; make it smaller")
             image.load()

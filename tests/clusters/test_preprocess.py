@@ -12,6 +12,7 @@ import pytest
 
 from clusters import preprocess
 from clusters.preprocess import prepare
+from clusters.session import ray_cluster
 from components import storage
 from components.data.dataset import Dataset
 from components.data.index import read_index
@@ -19,21 +20,19 @@ from components.data.prepare_config import PrepareConfig
 from components.data.verify import verify_dataset
 from components.errors import UserError
 from tests.data.sources import encoded, pictures, write, write_idx, write_pictures
+from tests.s3 import S3Server
 
 CONFIG = PrepareConfig(rows_per_shard=16, size=4)
 
 
 @pytest.fixture(scope="module")
-def cluster() -> Iterator[None]:
-    """A Ray cluster of two CPUs in this module, unless there is one already."""
-    import ray
-
-    if ray.is_initialized():
-        yield
-        return
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
-    yield
-    ray.shutdown()
+def cluster(s3_server: S3Server) -> Iterator[None]:
+    """A Ray cluster of two CPUs, whose workers find the S3 server in the environment they were started in."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in s3_server.environment.items():
+            patch.setenv(name, value)
+        with ray_cluster(None, cpus=2):
+            yield
 
 
 def content(folder: Path | str) -> dict[str, bytes]:
@@ -66,7 +65,7 @@ def test_a_mistake_found_by_a_worker_arrives_as_its_own_line(tmp_path: Path) -> 
     write_pictures(tmp_path / "source", ("a", "b"), 40)
     prepare(str(tmp_path / "source"), str(tmp_path / "out"), CONFIG)
     before = content(tmp_path / "out")
-    bad = write(tmp_path / "source" / "b" / "0020b.png", encoded(pictures(1)[0])[:-40])
+    bad = write(tmp_path / "source" / "b" / "0020b.png", encoded(pictures(1)[0])[:-20])
     with pytest.raises(UserError) as caught:
         prepare(str(tmp_path / "source"), str(tmp_path / "out"), CONFIG, workers=2)
     assert str(caught.value).startswith(f"{bad} is no readable PNG, JPEG or PGM picture")
@@ -76,17 +75,13 @@ def test_a_mistake_found_by_a_worker_arrives_as_its_own_line(tmp_path: Path) -> 
 @pytest.mark.ray
 @pytest.mark.usefixtures("cluster")
 def test_from_s3_to_s3_on_workers(s3: str, tmp_path: Path) -> None:
-    """The workers, started before the server, know of it through the driver's environment alone."""
-    import ray
-
     write_pictures(tmp_path / "source", ("a", "b"), 20)
     for file in storage.list_files(str(tmp_path / "source")):
         storage.upload(str(tmp_path / "source" / file), f"{s3}/source/{file}")
     local = prepare(str(tmp_path / "source"), str(tmp_path / "out"), CONFIG)
-    here = prepare(f"{s3}/source", f"{s3}/here", CONFIG)
-    assert here == local
-    assert content(f"{s3}/here") == content(tmp_path / "out")
-    assert ray.is_initialized()
+    for workers in (0, 2):
+        assert prepare(f"{s3}/source", f"{s3}/{workers}", CONFIG, workers) == local
+        assert content(f"{s3}/{workers}") == content(tmp_path / "out")
 
 
 def test_an_unchanged_source_makes_nothing_again(tmp_path: Path) -> None:

@@ -279,6 +279,7 @@ def _files(**files: bytes) -> Callable[[Path], None]:
 
 
 PNG = encoded(pictures(1)[0])
+JPEG = encoded(pictures(1, 0, (40, 40))[0], ".jpg")
 LARGE_PNG = encoded(pictures(1, 0, (8, 8))[0])
 COLOUR_PNG = encoded(pictures(1, 0, (6, 5, 3))[0])
 IMAGES, LABELS = idx_bytes(pictures(6)), idx_bytes(labels(6))
@@ -309,6 +310,9 @@ BAD_SOURCES: dict[str, tuple[Callable[[Path], object], dict, str]] = {
     "pictures of several sizes": (_files(a__1_dot_png=PNG, a__2_dot_png=LARGE_PNG), {}, r"a/2\.png, row 0, is a picture of 8 x"),
     "pictures grey and colour": (_files(a__1_dot_png=PNG, a__2_dot_png=COLOUR_PNG), {}, r"a/2\.png.* 3 channels.*give channels="),
     "picture cut short": (_files(a__1_dot_png=PNG, a__2_dot_png=PNG[:-30]), {}, r"a/2\.png is no readable PNG"),
+    "picture without its end": (_files(a__1_dot_png=PNG, a__2_dot_png=PNG[:-14]), {}, r"a/2\.png is no readable PNG"),
+    "photograph cut short": (_files(a__1_dot_jpg=JPEG, a__2_dot_jpg=JPEG[:-90]), {}, r"a/2\.jpg is no readable PNG, JPEG"),
+    "grey map cut short": (_files(a__1_dot_pgm=b"P5 3 2 255\n12345"), {}, r"a/1\.pgm is no readable PNG, JPEG or PGM"),
     "picture of another kind": (_files(a__1_dot_png=PNG, a__2_dot_jpg=b"<html>"), {}, r"a/2\.jpg is no readable PNG"),
     "empty picture": (_files(a__1_dot_png=b""), {}, r"a/1\.png is no readable PNG"),
     "a format that is not read": (_files(a__1_dot_png=PNG, a__2_dot_webp=b""), {}, r"a/2\.webp is a picture of a format that is not read"),
