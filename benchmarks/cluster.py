@@ -50,7 +50,8 @@ def main() -> int:
         os.environ |= server.environment
         raylets = Raylets(3, server.environment)
         try:
-            bucket = server.make_bucket("raymill")
+            server.make_bucket("raymill")
+            bucket = "s3://raymill"
             from components import storage
 
             for file in sorted(SHIPPED.glob("*.gz")):
