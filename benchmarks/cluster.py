@@ -47,10 +47,10 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as scratch:
         server = S3Server(Path(scratch) / "s3")
         server.start()
+        server.make_bucket("raymill")
         os.environ |= server.environment
         raylets = Raylets(3, server.environment)
         try:
-            server.make_bucket("raymill")
             bucket = "s3://raymill"
             from components import storage
 

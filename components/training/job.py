@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 import time
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -88,7 +88,8 @@ def execute(job: TrainingJob, outlet: Outlet) -> None:
     if outlet.world.rank == 0:
         record.start(trainer.step, _parameters(job, trainer, outlet))
     resumed_from = trainer.step
-    train(trainer, data, held_out, checkpoints, job.family)
+    with closing(checkpoints):  # whatever happens, the last save gets onto storage
+        train(trainer, data, held_out, checkpoints, job.family)
     outlet.world.barrier()
     best = checkpoints.best() if job.train.publish == "best" else None
     if best is not None:

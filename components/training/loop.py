@@ -204,8 +204,7 @@ def train(trainer: Trainer, data: Dataset, held_out: Dataset | None, checkpoints
         numbers = {f"held_out.{name}": value for name, value in scores.items() if isinstance(value, float)}
         outlet.report(row | numbers, flush=due["checkpoint"])
         measures.restart()
-    if world.rank == 0:
-        checkpoints.close()
+    checkpoints.wait()
 
 
 def _due(config: TrainConfig, step: int, last: bool) -> dict[str, bool]:

@@ -14,6 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from benchmarks.kill import descendants
 from clusters.session import ray_cluster, require_answer, require_resources
 from components.errors import UserError
 from components.training.communication import Communication
@@ -52,14 +53,8 @@ def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
 
 
 def worker_processes() -> list[int]:
-    found = []
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            if b"RayTrainWorker" in (folder / "cmdline").read_bytes():
-                found.append(int(folder.name))
-        except OSError:
-            continue
-    return found
+    """Training workers that this process has started, through Ray's own."""
+    return [pid for pid, line in descendants(os.getpid()).items() if "RayTrainWorker" in line]
 
 
 def test_a_job_on_ray_has_the_bits_of_two_plain_processes(
