@@ -43,6 +43,7 @@ class S3Server:
         data = self.folder / "data"
         data.mkdir(parents=True, exist_ok=True)
         options = [f"-{name}={port}" for name, port in self._ports.items()]
+        options += ["-s3.port.iceberg=0", "-s3.port.lance=0"]  # off: their fixed ports would clash with another server's
         options += ["-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-s3", "-volume.max=64"]
         with open(self.folder / "server.log", "ab") as log:
             self._process = subprocess.Popen(
