@@ -10,7 +10,6 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -23,8 +22,9 @@ from components.errors import UserError
 from components.training.communication import rows_of
 from components.training.randomness import LANE
 
-BLOCK_BYTES = 8 * 2**20  # gathered at once: enough to amortise a call, little enough to stay near the processor's caches
+BLOCK_BYTES = 2 * 2**20  # gathered at once: enough to amortise a call, little enough to stay near the processor's caches
 BLOCKS_AHEAD = 2
+GROWTH = 8
 
 Tensors = dict[str, Tensor]
 
@@ -54,45 +54,42 @@ class Loader:
         Tensors are fresh and may be changed. They lie in pinned memory where there is a GPU.
         """
         local_rows = self._slice.stop - self._slice.start
-        rooms = [self.dataset.room(local_rows * self._steps_a_block) for _ in range(BLOCKS_AHEAD + 1)]
+        rooms = [self.dataset.room(local_rows * self._steps_a_block) for _ in range(2)]  # one for the thread, one for us
         spans = _growing_spans(first_step, last_step, self._steps_a_block)
         with ThreadPoolExecutor(1, "loader") as thread:
-            ahead: deque[Future[_Block]] = deque()
+            ahead: deque[tuple[Future[list[Tensors]], range]] = deque()
             try:
                 while True:
-                    while rooms and (span := next(spans, None)) is not None:
-                        ahead.append(thread.submit(self._gather, span, rooms.pop()))
+                    while len(ahead) < BLOCKS_AHEAD and (span := next(spans, None)) is not None:
+                        ahead.append((thread.submit(self._block, span, rooms), span))
                     if not ahead:
                         return
-                    block = self._wait(ahead.popleft())
-                    for places in block.places:
-                        yield _tensors({name: values.take(places, axis=0) for name, values in block.rows.items()})
-                    rooms.append(block.room)
+                    block = self._wait(*ahead.popleft(), rooms)
+                    block.reverse()
+                    while block:
+                        yield block.pop()  # nothing here keeps a batch that its consumer is done with
             finally:
-                for future in ahead:
+                for future, _ in ahead:
                     future.cancel()
 
-    def _wait(self, future: Future[_Block]) -> _Block:
+    def _wait(self, future: Future[list[Tensors]], steps: range, rooms: list[Rows]) -> list[Tensors]:
+        """The block, gathered here when the thread has not begun it: on a busy machine the thread's turn comes late."""
         began = time.perf_counter()
         try:
-            return future.result()
+            return self._block(steps, rooms) if future.cancel() else future.result()
         finally:
             self.seconds_waited += time.perf_counter() - began
 
-    def _gather(self, steps: range, room: Rows) -> _Block:
+    def _block(self, steps: range, rooms: list[Rows]) -> list[Tensors]:
+        """This worker's batches of some steps. Large memory is taken from `rooms` and given back; batches are small and fresh."""
         global_rows = rows_at(self.seed, steps.start * self.batch_size, len(steps) * self.batch_size, self.dataset.num_rows)
         rows = global_rows.reshape(len(steps), self.batch_size)[:, self._slice]
+        room = rooms.pop()
         gathered, places = self.dataset.gather(rows.reshape(-1), room)
-        return _Block(gathered, places.reshape(rows.shape), room)
-
-
-@dataclass(frozen=True)
-class _Block:
-    """The rows of some steps, grouped by shard; `places` (steps, rows a step) says where each batch's rows lie."""
-
-    rows: Rows
-    places: np.ndarray
-    room: Rows  # the memory under `rows`, for a later block
+        by_step = places.reshape(rows.shape)
+        batches = [_tensors({name: values.take(own, axis=0) for name, values in gathered.items()}) for own in by_step]
+        rooms.append(room)
+        return batches
 
 
 def evaluation_batches(dataset: Dataset, batch_size: int, rank: int = 0, size: int = 1, limit: int | None = None) -> Iterator[Tensors]:
@@ -106,13 +103,13 @@ def evaluation_batches(dataset: Dataset, batch_size: int, rank: int = 0, size: i
 
 
 def _growing_spans(first_step: int, last_step: int, largest: int) -> Iterator[range]:
-    """Blocks of steps that double in length up to `largest`, so that the first batch comes as soon as any."""
+    """Blocks of steps that grow eightfold up to `largest`, so that the first batch comes as soon as any."""
     length = 1
     while first_step < last_step:
         steps = range(first_step, min(first_step + length, last_step))
         yield steps
         first_step = steps.stop
-        length = min(2 * length, largest)
+        length = min(GROWTH * length, largest)
 
 
 def _tensors(rows: Rows) -> Tensors:

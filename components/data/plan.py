@@ -24,7 +24,7 @@ from components.data.sources.reader import IMAGE, Group, Scan
 from components.errors import UserError
 
 DEFAULT_HOLDOUT = 0.1
-SHARD_BYTES = 256 * 2**20
+SHARD_BYTES = 64 * 2**20
 _SOME_KINDS_ONLY = ("columns", "class_names")  # options that not every kind of source knows
 
 

@@ -46,7 +46,7 @@ class PrepareConfig(PictureConfig):
     holdout: float | None = Field(None, gt=0, lt=1, description="share of rows held out as split test, 0.1 where the source has none")
     limit: int | None = Field(None, ge=1, description="rows to take of each split, chosen at random by seed; none takes all")
     seed: int = Field(0, ge=0, description="decides which rows holdout and limit choose")
-    rows_per_shard: int = Field(4096, ge=1, description="the most rows in one shard; never more than 256 MiB")
+    rows_per_shard: int = Field(16_384, ge=1, description="the most rows in one shard; never more than 64 MiB")
     checksums: dict[str, str] = Field(
         default_factory=dict, description="file -> SHA-256 of what the source consists of; needed for http(s)"
     )

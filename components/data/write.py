@@ -17,7 +17,7 @@ from components.data.arrow import Rows, encode, sums_of
 from components.data.columns import Column
 from components.data.index import DatasetIndex, ShardEntry, make_index, write_index
 
-ROWS_PER_SHARD = 4096
+ROWS_PER_SHARD = 16_384
 
 
 def write_dataset(
