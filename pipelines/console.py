@@ -9,9 +9,10 @@ from typing import Any
 
 from rich.console import Console as RichConsole
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeRemainingColumn
+from rich.table import Column
 from rich.text import Text
 
-from components.report.numbers import duration
+from components.report.numbers import duration, number
 from pipelines.store import Artifact
 
 LINE_SECONDS = 20.0
@@ -94,7 +95,8 @@ class Pace:
         return pace * (self._steps - self._last[1])
 
     def facts(self, row: Mapping[str, Any]) -> list[str]:
-        facts = [f"loss {row['loss']:.4g}"] if isinstance(row.get("loss"), float) else []
+        losses = [value for name, value in row.items() if name.split(".")[0] == "loss"]  # of each phase; the first is the model's own
+        facts = [f"loss {number(losses[0])}"] if losses else []
         if isinstance(row.get("samples_per_second"), float):
             facts.append(f"{row['samples_per_second']:.0f} samples/s")
         return facts
@@ -104,10 +106,10 @@ def _bars() -> Progress:
     columns = (
         SpinnerColumn(),
         TextColumn("{task.description}", markup=False),
-        BarColumn(),
+        BarColumn(bar_width=20),
         MofNCompleteColumn(),
-        TextColumn("{task.fields[facts]}", markup=False),
-        TimeRemainingColumn(),
+        TimeRemainingColumn(compact=True),
+        TextColumn("{task.fields[facts]}", markup=False, table_column=Column(no_wrap=True, overflow="ellipsis")),
     )
     return Progress(*columns, console=RichConsole(stderr=True))
 

@@ -9,16 +9,13 @@ that the judge is never what it was trained against; a `reconstructor`, if there
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
-from typing import Self, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import safetensors.torch
 import torch
-from pydantic import Field, model_validator
 
 from components import storage
-from components.config import Config
 from components.data.columns import Column
 from components.data.dataset import Dataset
 from components.data.loader import evaluation_batches
@@ -31,7 +28,7 @@ from components.families.classifier import Classifier
 from components.families.contract import Family
 from components.families.images import LABEL, pixels
 from components.families.model_folder import load_model
-from components.families.prior import Prior, PriorSampler
+from components.families.prior import Prior
 from components.families.vqvae import VQVAE
 from components.report.findings import Findings, Picture
 from pipelines.preparing import prepare_data
@@ -40,66 +37,12 @@ from pipelines.settings import Training, read_presets
 from pipelines.source import Source
 from pipelines.stage import Pipeline, Task, stage
 from pipelines.store import Artifact
+from pipelines.tokens_config import CodesConfig, SamplesConfig, TokensConfig, with_class_names
 from pipelines.training import MODEL, train_model
 
 F = TypeVar("F", bound=Family)
 
-SHIPPED = Path(__file__).parent.parent / "datasets" / "fashion-mnist"
-LABEL_FILE = "train-labels-idx1-ubyte.gz"
-FASHION_CLASSES = ("T-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot")
 SHOWN = 20  # pictures in a row of the report
-
-
-class CodesConfig(Config):
-    batch_size: int = Field(256, gt=0, description="pictures encoded at once")
-
-
-class SamplesConfig(Config):
-    per_class: int = Field(100, gt=1, description="samples of each class; scores use them all")
-    seed: int = Field(0, ge=0)
-    sampler: PriorSampler = PriorSampler()
-
-    @model_validator(mode="after")
-    def _every_class_is_drawn(self) -> Self:
-        if self.sampler.label is not None:
-            raise ValueError(f"sampler.label={self.sampler.label}: the pipeline draws every class; use raymill sample for one")
-        return self
-
-
-class TokensConfig(Config):
-    """One section a stage; `data` is where the pictures are."""
-
-    data: str = Field(str(SHIPPED), description="pictures: IDX files, class folders, Parquet, WebDataset tars or .npz")
-    images: PrepareConfig = PrepareConfig()
-    judge: Training = Training(family="classifier")
-    features: Training | None = None
-    reconstructor: Training | None = None
-    tokenizer: Training = Training(family="vqgan")
-    codes: CodesConfig = CodesConfig()
-    prior: Training = Training(family="prior")
-    samples: SamplesConfig = SamplesConfig()
-    scores: ScoresConfig = ScoresConfig()
-
-    @model_validator(mode="after")
-    def _stages_go_together(self) -> Self:
-        expected = {
-            "judge": ("classifier",),
-            "features": ("classifier",),
-            "reconstructor": ("vqvae",),
-            "tokenizer": ("vqvae", "vqgan"),
-            "prior": ("prior",),
-        }
-        for name, families in expected.items():
-            section: Training | None = getattr(self, name)
-            if section is not None and section.family not in families:
-                raise ValueError(f"{name}.family={section.family} cannot do that stage's work; choose {' or '.join(families)}")
-        made, read = getattr(self.tokenizer.model, "num_codes", 0), getattr(self.prior.model, "code_count", 0)
-        if made != read:
-            raise ValueError(f"tokenizer.model.num_codes={made} and prior.model.code_count={read} differ; set both to the same number")
-        perceptual = getattr(self.tokenizer.model, "perceptual_weight", 0.0)
-        if bool(perceptual) != (self.features is not None):
-            raise ValueError(f"tokenizer.model.perceptual_weight={perceptual} and the section features go together: set both or neither")
-        return self
 
 
 @stage(version=1)
@@ -224,19 +167,11 @@ def _open(artifact: Artifact, kind: type[F]) -> F:
     return model
 
 
-def _with_class_names(config: TokensConfig) -> TokensConfig:
-    """Fashion-MNIST's own files only number its classes; a folder of that name with such files gets their names, unless some are given."""
-    last = config.data.rstrip("/").rsplit("/", 1)[-1]
-    if config.images.class_names or last != "fashion-mnist" or not storage.exists(storage.join(config.data, LABEL_FILE)):
-        return config
-    return config.model_copy(update={"images": config.images.model_copy(update={"class_names": FASHION_CLASSES})})
-
-
 TOKENS = Pipeline(
     "tokens",
     "Pictures to codes and back (VQGAN), and new pictures from a Transformer prior over the codes.",
     TokensConfig,
     [images, judge, features, reconstructor, tokenizer, codes, prior, samples, scores, report],
     read_presets("tokens"),
-    complete=_with_class_names,
+    complete=with_class_names,
 )

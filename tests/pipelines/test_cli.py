@@ -229,7 +229,9 @@ def test_lines_come_now_and_then_and_say_rate_and_time_left(capsys: pytest.Captu
     console.begins("tokenizer")
     for step in range(1, 61):
         now[0] += 1.0
-        console.reports("tokenizer", {"step": step, "steps": 100, "loss": 0.25, "samples_per_second": 128.0})
+        console.reports(
+            "tokenizer", {"step": step, "steps": 100, "mse": 1.0, "loss.autoencoder": 0.25, "loss.rival": 2.0, "samples_per_second": 128.0}
+        )
     lines = capsys.readouterr().err.splitlines()
     assert lines == [
         "tokenizer: 21 of 100 (21%), loss 0.25, 128 samples/s, 1 min 19 s left",
