@@ -54,13 +54,14 @@ def main() -> int:
             bucket = "s3://raymill"
             from components import storage
 
-            for file in sorted(SHIPPED.glob("*.gz")):
-                storage.upload(str(file), storage.join(bucket, "data", file.name))
+            images = storage.join(bucket, SHIPPED.name)
+            for file in sorted(SHIPPED.iterdir()):
+                storage.upload(str(file), storage.join(images, file.name))
             here = str(Path(scratch) / "store")
             seconds = run(here, str(SHIPPED), overrides, {})
             print(f"this machine alone: {seconds:.0f} s", flush=True)
             there = storage.join(bucket, "store")
-            seconds = run(there, storage.join(bucket, "data"), overrides, raylets.environment, "--address", raylets.address)
+            seconds = run(there, images, overrides, raylets.environment, "--address", raylets.address)
             print(f"three raylets and S3: {seconds:.0f} s", flush=True)
             one, two = contents(here), contents(there)
         finally:
