@@ -7,7 +7,6 @@ from torch import Tensor
 
 from components.data.dataset import Dataset
 from components.data.loader import evaluation_batches
-from components.errors import UserError
 from components.families.contract import Family
 from components.training.communication import Communication
 from components.training.context import Context
@@ -30,11 +29,12 @@ def evaluate(
     A vector stays a list. Raises UserError when the data set is not of the kind that the family learnt from.
     """
     world = world or Communication()
-    _require_fitting(family, dataset)
+    family.require_fitting(dataset.shape, dataset.url)
     device = next(family.parameters()).device
     training = family.training
     family.eval()
     totals: dict[str, tuple[Tensor, Tensor]] = {}
+    described: dict[int, dict[str, Tensor]] = {}  # by number of the batch in the data set
     try:
         for number, batch in enumerate(evaluation_batches(dataset, batch_size, world.rank, world.size, limit)):
             first_row = (number * world.size + world.rank) * batch_size
@@ -44,25 +44,23 @@ def evaluate(
             for name, (total, count) in family.evaluate(batch, ctx).items():
                 before = totals.get(name, (0.0, 0.0))
                 totals[name] = (before[0] + total.double(), before[1] + count.double())
+            described[first_row] = {name: value.cpu() for name, value in family.describe(batch, ctx).items()}
     finally:
         family.train(training)
-    return family.finish(_merge(totals, world, device))
+    return family.finish(_merge(totals, world), _in_order(described, world))
 
 
-def _require_fitting(family: Family, dataset: Dataset) -> None:
-    fitted = family.fit(family.config, dataset.shape).to_json()
-    for name, value in family.config.to_json().items():
-        if fitted[name] != value:
-            raise UserError(
-                f"the model has {name}={value}, the data set {dataset.url} needs {fitted[name]}; evaluate on data like it learnt from"
-            )
-
-
-def _merge(totals: dict[str, tuple[Tensor, Tensor]], world: Communication, device: torch.device) -> dict[str, tuple[Tensor, Tensor]]:
+def _merge(totals: dict[str, tuple[Tensor, Tensor]], world: Communication) -> dict[str, tuple[Tensor, Tensor]]:
     """Sums over workers. A worker without rows learns the names and shapes from none: it takes part by gathering objects."""
     if world.size == 1:
         return totals
-    gathered: list[dict[str, tuple[Tensor, Tensor]]] = [{} for _ in range(world.size)]
-    torch.distributed.all_gather_object(gathered, {name: (a.cpu(), b.cpu()) for name, (a, b) in totals.items()})
+    gathered = world.gather_objects({name: (a.cpu(), b.cpu()) for name, (a, b) in totals.items()})
     names = sorted({name for part in gathered for name in part})
-    return {name: tuple(sum(part[name][i] for part in gathered if name in part) for i in (0, 1)) for name in names}  # type: ignore[misc]
+    return {name: tuple(sum(part[name][i] for part in gathered if name in part) for i in (0, 1)) for name in names}
+
+
+def _in_order(described: dict[int, dict[str, Tensor]], world: Communication) -> dict[str, Tensor]:
+    """All workers' rows in the order of the data set."""
+    parts = {first: part for each in world.gather_objects(described) for first, part in each.items()}
+    names = sorted({name for part in parts.values() for name in part})
+    return {name: torch.cat([parts[first][name] for first in sorted(parts)]) for name in names}

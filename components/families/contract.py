@@ -51,18 +51,22 @@ class Phase:
 
 @dataclass(frozen=True)
 class PhaseOutput:
-    """What `loss` returns: a scalar and detached scalars to show, each a mean over the call's rows, and summable statistics."""
+    """What `loss` returns: a scalar and detached scalars to show, each a mean over the call's rows, and summable statistics.
+
+    With `gathered_rows` they are means over the rows of this call on all workers, so many, equal on each (a class-sharded head).
+    """
 
     loss: Tensor
     metrics: dict[str, Tensor] = field(default_factory=dict)
     stats: dict[str, Tensor] = field(default_factory=dict)  # summed over micro-batches and workers, then given to after_step
+    gathered_rows: int | None = None
 
 
 @dataclass(frozen=True)
 class Proof:
     """The smallest setting in which a family shows the nine promises of the house: a tiny model on real data that learns in seconds."""
 
-    data: Literal["images", "codes"]  # what it learns from: small grey images, or grids of codes
+    data: Literal["images", "codes", "identities"]  # small grey images, grids of codes, or images of which some classes are held out
     model: dict[str, object]  # config values
     optimizer: OptimizerConfig
     steps: int  # in which the held-out headline score improves ...
@@ -75,6 +79,7 @@ class Family(nn.Module):
     Config: ClassVar[type[AnyConfig]]
     Sampler: ClassVar[type[AnyConfig] | None] = None  # the options of `sample`, where the family generates
     phases: tuple[Phase, ...]
+    sharded: tuple[str, ...] = ()  # children cut by rows over the workers (`components/networks/class_rows.py`): never averaged
     averaged: tuple[str, ...] = ()  # children that keep an exponential moving average of their weights when the run asks for it
     recomputed: tuple[str, ...] = ()  # fnmatch patterns of module names for activation checkpointing
     proof: ClassVar[Proof]
@@ -88,6 +93,15 @@ class Family(nn.Module):
     def sample_shape(self) -> tuple[int, ...]:
         """The shape of one sample, for families that generate."""
         raise NotImplementedError
+
+    def require_fitting(self, data: DataShape, url: str) -> None:
+        """Raises UserError when the trained model cannot be scored on data of this shape."""
+        fitted = self.fit(self.config, data).to_json()
+        for name, value in self.config.to_json().items():
+            if fitted[name] != value:
+                raise UserError(
+                    f"the model has {name}={value}, the data set {url} needs {fitted[name]}; evaluate on data like it learnt from"
+                )
 
     @classmethod
     def fit(cls, config: AnyConfig, data: DataShape) -> AnyConfig:
@@ -105,8 +119,12 @@ class Family(nn.Module):
         """Scores as name -> (sum, count), so that halves add up to the whole; vectors of equal length are allowed."""
         raise NotImplementedError
 
-    def finish(self, totals: Mapping[str, tuple[Tensor, Tensor]]) -> dict[str, float | list[float]]:
-        """The scores of a whole data set from its summed (sum, count) pairs: their quotients; override to derive others from them."""
+    def describe(self, batch: Batch, ctx: Context) -> dict[str, Tensor]:
+        """What scores that are no sums need of every row (embeddings): name -> (B, ...); `finish` gets those of the whole data set."""
+        return {}
+
+    def finish(self, totals: Mapping[str, tuple[Tensor, Tensor]], rows: Mapping[str, Tensor]) -> dict[str, float | list[float]]:
+        """The scores of a whole data set from its summed (sum, count) pairs: their quotients; override to derive others."""
         return {name: (total / count).tolist() for name, (total, count) in totals.items()}
 
     def sample(self, count: int, seed: int, sampler: AnyConfig) -> Tensor:
@@ -120,3 +138,8 @@ class Family(nn.Module):
     def export(self, folder: Path) -> None:
         """Writes a form that a public library opens. Families without one raise UserError."""
         raise UserError(f"{type(self).__name__} has no export; its model folder is already safetensors and JSON")
+
+
+def replicated(family: Family) -> dict[str, Tensor]:
+    """The weights and buffers that are equal on every worker."""
+    return {name: value for name, value in family.state_dict().items() if name.split(".")[0] not in family.sharded}

@@ -1,22 +1,25 @@
 """A model on disk: `model.safetensors` and `config.json`, nothing else. It opens with no pipeline, no Ray and no pickle.
 
 `load_model("store/artifacts/prior-.../model")` gives the family, ready to sample or evaluate. Models that belong to it (a prior's
-tokenizer) lie in `children/<name>/`, whole model folders themselves.
+tokenizer) lie in `children/<name>/`, whole model folders themselves. Rows of sharded children, which only training needs, lie in files of
+their own, one for each worker that trained; `load_model` leaves them there, `read_model_rows` reads some.
 """
 
 from __future__ import annotations
 
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import safetensors.torch
 from safetensors import SafetensorError
-from torch import Tensor
 
 from components import storage
 from components.errors import UserError, did_you_mean
 from components.families.catalogue import FAMILIES
-from components.families.contract import Family
+from components.families.contract import Family, replicated
+from components.training.communication import Communication
+from components.training.row_files import Rows, Spans, read_rows, require_sum, upload_rows
 
 WEIGHTS, COMMIT, CHILDREN = "model.safetensors", "config.json", "children"
 FORMAT_VERSION = 1
@@ -29,23 +32,33 @@ def family_class(name: str) -> type[Family]:
     return FAMILIES[name]
 
 
-def save_model(family: Family, url: str, children: dict[str, str] | None = None) -> None:
-    """Writes the model folder at `url`; `children` maps names to model folders to copy in. The config is the commit, written last."""
-    name = next(name for name, cls in FAMILIES.items() if cls is type(family))
+def save_model(
+    family: Family, url: str, children: dict[str, str] | None = None, rows: Rows | None = None, world: Communication | None = None
+) -> None:
+    """Writes the model folder at `url`; `children` maps names to model folders to copy in. The config is the commit, written last.
+
+    With `rows`, this worker's of the sharded children, every worker of `world` must call; rank 0 writes all the rest.
+    """
+    world = world or Communication()
+    if world.rank == 0:
+        storage.remove(url)
     with tempfile.TemporaryDirectory() as scratch:
         local = Path(scratch) / "model"
         local.mkdir()
-        tensors: dict[str, Tensor] = {key: value.detach().cpu().contiguous() for key, value in family.state_dict().items()}
+        row_files, row_sums = upload_rows(local, url, rows or {}, world)
+        if world.rank:
+            return
+        tensors = {name: value.detach().cpu().contiguous() for name, value in replicated(family).items()}
         safetensors.torch.save_file(tensors, local / WEIGHTS)
         for child, source in (children or {}).items():
             for file in storage.list_files(source):
                 place = local / CHILDREN / child / file
                 place.parent.mkdir(parents=True, exist_ok=True)
                 storage.download(storage.join(source, file), str(place))
-        sums = {str(f.relative_to(local)): storage.sha256_file(str(f)) for f in sorted(local.rglob("*")) if f.is_file()}
-        header = {"format_version": FORMAT_VERSION, "family": name, "config": family.config.to_json(), "sha256": sums}
-        storage.write_json(str(local / COMMIT), header)
-        storage.remove(url)
+        sums = {str(f.relative_to(local)): storage.sha256_file(str(f)) for f in sorted(local.rglob("*")) if f.is_file()} | row_sums
+        name = next(name for name, cls in FAMILIES.items() if cls is type(family))
+        header: dict[str, Any] = {"format_version": FORMAT_VERSION, "family": name, "config": family.config.to_json(), "sha256": sums}
+        storage.write_json(str(local / COMMIT), header | ({"rows": row_files} if row_files else {}))
         storage.upload_folder(str(local), url, last=COMMIT)
 
 
@@ -68,6 +81,12 @@ def load_model(url: str, expect: str | None = None) -> Family:
     return family.eval()
 
 
+def read_model_rows(url: str, spans: Spans) -> Rows:
+    """Rows of the sharded children of the model at `url`: child -> those in its span. Raises UserError when they are not all there."""
+    header = _header(url)
+    return read_rows(url, header.get("rows", {}), header["sha256"], spans)
+
+
 def verify_model(url: str) -> int:
     """Checks every file of the folder against its checksum and opens the model; returns the number of files. Raises UserError."""
     header = _header(url)
@@ -75,7 +94,7 @@ def verify_model(url: str) -> int:
         with tempfile.TemporaryDirectory() as scratch:
             local = str(Path(scratch) / "file")
             storage.download(storage.join(url, name), local)
-            _require_sum(storage.join(url, name), storage.sha256_file(local), expected)
+            require_sum(storage.join(url, name), storage.sha256_file(local), expected)
     load_model(url)
     return len(header["sha256"])
 
@@ -106,13 +125,9 @@ def _load_weights(family: Family, url: str, expected_sum: str | None) -> None:
         except SafetensorError as error:
             raise UserError(f"{place} is not a safetensors file ({error}); pickles are never loaded, weights must be safetensors") from None
         if expected_sum is not None:
-            _require_sum(place, storage.sha256_file(local), expected_sum)
+            require_sum(place, storage.sha256_file(local), expected_sum)
     try:
-        family.load_state_dict(tensors)
+        own = {name: value for name, value in family.state_dict().items() if name not in replicated(family)}
+        family.load_state_dict(tensors | own)
     except RuntimeError as error:
         raise UserError(f"{place} does not fit its config: {str(error).split(':', 1)[-1]}; it belongs to another model") from None
-
-
-def _require_sum(place: str, found: str, expected: str) -> None:
-    if found != expected:
-        raise UserError(f"{place} was altered: sha256 {found}, expected {expected}; make the model again or restore the file")

@@ -133,11 +133,11 @@ class VQVAE(Family):
             "code_usage": (usage.double(), torch.tensor(codes.numel())),
         }
 
-    def finish(self, totals: Mapping[str, tuple[Tensor, Tensor]]) -> dict[str, Any]:
+    def finish(self, totals: Mapping[str, tuple[Tensor, Tensor]], rows: Mapping[str, Tensor]) -> dict[str, Any]:
         """Adds the share of codes in use and their perplexity over the whole data set to the quotients."""
         usage = totals["code_usage"][0]
         used = (usage > 0).double().mean()
-        return super().finish(totals) | {"codes_used": used.item(), "code_perplexity": perplexity(usage).item()}
+        return super().finish(totals, rows) | {"codes_used": used.item(), "code_perplexity": perplexity(usage).item()}
 
     def encode(self, images: Tensor) -> Tensor:
         """Images (B, C, H, W) in [0, 1] to codes (B, h, w) int64."""

@@ -1,7 +1,8 @@
 """Checkpoints: safetensors and JSON, written by a background thread, visible only when whole, the newest and the best kept.
 
 A folder `step_00000100/` holds `model.safetensors`, `optimizer.safetensors`, `average.safetensors` and, written last, `checkpoint.json`
-with the checksum of each. Nothing in it depends on the number of workers: replicated state is written by rank 0 alone.
+with the checksum of each. Replicated state is written by rank 0 alone; rows of sharded children by the worker that owns them, so that no
+worker ever holds them all, and read again by any number of workers.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ from torch import Tensor
 
 from components import storage
 from components.errors import UserError
+from components.training.communication import Communication
+from components.training.row_files import Rows, Spans, on_host, read_rows, upload_rows
 
 COMMIT = "checkpoint.json"
 FORMAT_VERSION = 1
@@ -31,22 +34,30 @@ class Checkpoint:
     step: int
     family: str
     state: State
+    rows: Rows
 
 
 class CheckpointFolder:
     """The checkpoints of one run below `url`."""
 
-    def __init__(self, url: str, keep_last: int = 1, keep_best: int = 0, best_is: str = "min") -> None:
+    def __init__(
+        self, url: str, keep_last: int = 1, keep_best: int = 0, best_is: str = "min", writers: Communication | None = None
+    ) -> None:
+        """`writers` are the workers that save together, as a group of their writing threads; without it this process saves alone."""
         self.url = url
+        self._writers = writers or Communication()
         self._keep_last, self._keep_best, self._best_is = keep_last, keep_best, best_is
         self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
         self._pending: Future[None] | None = None
 
-    def save(self, step: int, family: str, state: State, score: float | None = None) -> None:
-        """Copies the state to the host and returns; the write goes on behind. Waits for (and raises from) the write before it."""
+    def save(self, step: int, family: str, state: State, score: float | None = None, rows: Rows | None = None) -> None:
+        """Copies the state to the host and returns; the write goes on behind. Waits for (and raises from) the write before it.
+
+        With `rows` every worker saves: those are its own.
+        """
         self.wait()
-        on_host = {stem: {name: t.detach().to("cpu", copy=True).contiguous() for name, t in part.items()} for stem, part in state.items()}
-        self._pending = self._writer.submit(self._write, step, family, on_host, score)
+        copies = {stem: {name: t.detach().to("cpu", copy=True).contiguous() for name, t in part.items()} for stem, part in state.items()}
+        self._pending = self._writer.submit(self._write, step, family, copies, score, on_host(rows or {}))
 
     def wait(self) -> None:
         """Returns when the last save is on storage; raises what went wrong with it."""
@@ -65,46 +76,56 @@ class CheckpointFolder:
         names = [name for name in storage.list_names(self.url) if name.startswith("step_")]
         return sorted(int(name.removeprefix("step_")) for name in names if storage.exists(storage.join(self.url, name, COMMIT)))
 
-    def latest(self) -> Checkpoint | None:
+    def latest(self, spans: Spans | None = None) -> Checkpoint | None:
         steps = self.steps()
-        return self.read(steps[-1]) if steps else None
+        return self.read(steps[-1], spans) if steps else None
 
-    def best(self) -> Checkpoint | None:
+    def best(self, spans: Spans | None = None) -> Checkpoint | None:
         """The checkpoint with the best held-out score; the earlier one of equals."""
         ranked = self._ranked(self._manifests())
-        return self.read(ranked[0]) if ranked else None
+        return self.read(ranked[0], spans) if ranked else None
 
-    def read(self, step: int) -> Checkpoint:
-        """Raises UserError naming the file and both checksums when it was altered, or the version when it is of another."""
+    def read(self, step: int, spans: Spans | None = None) -> Checkpoint:
+        """The state, and the rows of sharded children in `spans`.
+
+        Raises UserError naming the file and both checksums when it was altered, or the version when it is of another.
+        """
         folder = self._folder(step)
         manifest = storage.read_json(storage.join(folder, COMMIT))
         if manifest.get("format_version") != FORMAT_VERSION:
             raise UserError(f"checkpoint {folder} has format version {manifest.get('format_version')}, this Raymill reads {FORMAT_VERSION}")
         state: State = {}
+        row_files = manifest.get("rows", {})
         with tempfile.TemporaryDirectory() as scratch:
-            for name, expected in manifest["sha256"].items():
+            for name in manifest["sha256"].keys() - row_files.keys():
                 local = Path(scratch) / name
                 storage.download(storage.join(folder, name), str(local))
-                found = storage.sha256_file(str(local))
+                found, expected = storage.sha256_file(str(local)), manifest["sha256"][name]
                 if found != expected:
                     raise UserError(
                         f"checkpoint file {storage.join(folder, name)} was altered: sha256 {found}, expected {expected}; "
                         f"remove {folder} to go on from an earlier checkpoint"
                     )
                 state[local.stem] = safetensors.torch.load_file(local)
-        return Checkpoint(manifest["step"], manifest["family"], state)
+        rows = read_rows(folder, row_files, manifest["sha256"], spans or {})
+        return Checkpoint(manifest["step"], manifest["family"], state, rows)
 
-    def _write(self, step: int, family: str, state: State, score: float | None) -> None:
+    def _write(self, step: int, family: str, state: State, score: float | None, rows: Rows) -> None:
+        folder, first = self._folder(step), self._writers.rank == 0
+        if first:
+            storage.remove(folder)
         with tempfile.TemporaryDirectory() as scratch:
             local = Path(scratch) / "checkpoint"
             local.mkdir()
+            row_files, sums = upload_rows(local, folder, rows, self._writers)
+            if not first:
+                return
             for stem, tensors in state.items():
                 safetensors.torch.save_file(tensors, local / f"{stem}.safetensors")
-            sums = {file.name: storage.sha256_file(str(file)) for file in sorted(local.iterdir())}
-            manifest: dict[str, Any] = {"format_version": FORMAT_VERSION, "step": step, "family": family, "score": score, "sha256": sums}
-            storage.write_json(str(local / COMMIT), manifest)
-            storage.remove(self._folder(step))
-            storage.upload_folder(str(local), self._folder(step), last=COMMIT)
+            sums |= {file.name: storage.sha256_file(str(file)) for file in sorted(local.iterdir())}
+            manifest: dict[str, Any] = {"format_version": FORMAT_VERSION, "step": step, "family": family, "score": score}
+            storage.write_json(str(local / COMMIT), manifest | {"rows": row_files, "sha256": sums})
+            storage.upload_folder(str(local), folder, last=COMMIT)
         self._prune()
 
     def _prune(self) -> None:

@@ -5,7 +5,10 @@ On one process each is the identity. On many they go through the default process
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -18,6 +21,7 @@ class Communication:
 
     rank: int = 0
     size: int = 1
+    group: dist.ProcessGroup | None = None  # None: the default group
 
     @classmethod
     def current(cls) -> Communication:
@@ -32,28 +36,52 @@ class Communication:
         """The elementwise maximum over workers; no gradient flows through it."""
         return self._reduce(value, dist.ReduceOp.MAX)
 
-    def gather(self, value: Tensor) -> Tensor:
-        """All workers' `value` (n, ...) of equal shape, in order of rank: (size * n, ...); no gradient flows through it."""
+    def gather_uneven(self, value: Tensor, rows: tuple[int, ...]) -> Tensor:
+        """All workers' `value` (rows[rank], ...), in order of rank: (sum(rows), ...); no gradient flows through it."""
+        value = value.detach()
         if self.size == 1:
-            return value.detach()
-        parts = [torch.empty_like(value) for _ in range(self.size)]
-        dist.all_gather(parts, value.detach().contiguous())
-        return torch.cat(parts)
+            return value
+        assert len(value) == rows[self.rank], f"{len(value)} rows given, {rows[self.rank]} announced"
+        padded = value.new_zeros(max(rows), *value.shape[1:])  # gloo gathers equal shapes only
+        padded[: len(value)] = value
+        parts = [torch.empty_like(padded) for _ in rows]
+        dist.all_gather(parts, padded, group=self.group)
+        return torch.cat([part[:count] for part, count in zip(parts, rows, strict=True)])
+
+    def gather_objects(self, value: Any) -> list[Any]:
+        """All workers' plain values, in order of rank."""
+        if self.size == 1:
+            return [value]
+        gathered: list[Any] = [None] * self.size
+        dist.all_gather_object(gathered, value, group=self.group)
+        return gathered
+
+    @contextmanager
+    def apart(self) -> Iterator[Communication]:
+        """The same workers as a gloo group of its own, for a thread beside the one that trains; every worker must enter."""
+        if self.size == 1:
+            yield self
+            return
+        group = dist.new_group(backend="gloo")
+        try:
+            yield replace(self, group=group)
+        finally:
+            dist.destroy_process_group(group)
 
     def broadcast(self, value: Tensor) -> None:
         """Overwrites `value` in place by rank 0's."""
         if self.size > 1:
-            dist.broadcast(value, src=0)
+            dist.broadcast(value, src=0, group=self.group)
 
     def barrier(self) -> None:
         if self.size > 1:
-            dist.barrier()
+            dist.barrier(group=self.group)
 
     def _reduce(self, value: Tensor, operation: dist.ReduceOp.RedOpType) -> Tensor:
         if self.size == 1:
             return value.detach()
         reduced = value.detach().clone()
-        dist.all_reduce(reduced, op=operation)
+        dist.all_reduce(reduced, op=operation, group=self.group)
         return reduced
 
 

@@ -20,6 +20,11 @@ class Context:
     rows: int  # rows of this call's batch
     global_rows: int  # rows of the whole global batch
     world: Communication
+    rows_by_worker: tuple[int, ...] = ()  # rows of this call on each worker, which `gather` needs
+
+    def __post_init__(self) -> None:
+        if not self.rows_by_worker and self.world.size == 1:
+            object.__setattr__(self, "rows_by_worker", (self.rows,))
 
     @property
     def first_row(self) -> int:
@@ -37,4 +42,5 @@ class Context:
         return self.world.max(value)
 
     def gather(self, value: Tensor) -> Tensor:
-        return self.world.gather(value)
+        """All workers' `value`, whose first dimension is this call's rows, in order of rank."""
+        return self.world.gather_uneven(value, self.rows_by_worker)

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from pydantic import Field
+from torch import Tensor
 
 from components import storage
 from components.config import Config, fingerprint
@@ -24,6 +25,7 @@ from components.training.loop import Trainer, check_fits, train
 from components.training.outlet import Outlet
 from components.training.randomness import derive_seed
 from components.training.record import RunRecord
+from components.training.row_files import RowSlice
 
 
 class TrainingJob(Config):
@@ -78,29 +80,47 @@ def execute(job: TrainingJob, outlet: Outlet) -> None:
         )
     started = time.perf_counter()
     trainer = Trainer(build(job, data), job.train, outlet)
-    checkpoints = CheckpointFolder(
-        storage.join(job.run, "checkpoints"), job.train.keep_last, job.train.keep_best, trainer.family.headline[1]
-    )
-    _resume(job, trainer, checkpoints)
-    outlet.world.barrier()  # every worker has read the checkpoint before rank 0 may replace it
     show = outlet.show
     trainer.outlet = outlet = replace(outlet, record=record, show=lambda row: show(row | {"steps": job.train.steps}))
+    with outlet.world.apart() if trainer.family.sharded else nullcontext() as writers:
+        checkpoints = CheckpointFolder(
+            storage.join(job.run, "checkpoints"), job.train.keep_last, job.train.keep_best, trainer.family.headline[1], writers
+        )
+        with closing(checkpoints):  # whatever happens, the last save gets onto storage
+            steps = _run(job, trainer, checkpoints, data, held_out)
+    scores = trainer.evaluate(held_out, None) if held_out is not None else {}
+    _publish(job, trainer)
     if outlet.world.rank == 0:
-        record.start(trainer.step, _parameters(job, trainer, outlet))
-    resumed_from = trainer.step
-    with closing(checkpoints):  # whatever happens, the last save gets onto storage
-        train(trainer, data, held_out, checkpoints, job.family)
+        record.finish({"scores": scores, "seconds": time.perf_counter() - started, "steps_this_start": steps})
     outlet.world.barrier()
-    best = checkpoints.best() if job.train.publish == "best" else None
+
+
+def _run(job: TrainingJob, trainer: Trainer, checkpoints: CheckpointFolder, data: Dataset, held_out: Dataset | None) -> int:
+    """Trains from the last checkpoint to the end, leaves the weights that are to be published, and returns the steps it took."""
+    _resume(job, trainer, checkpoints)
+    outlet, first = trainer.outlet, trainer.step
+    outlet.world.barrier()  # every worker has read the checkpoint before rank 0 may replace it
+    if outlet.world.rank == 0 and outlet.record is not None:
+        outlet.record.start(first, _parameters(job, trainer, outlet))
+    train(trainer, data, held_out, checkpoints, job.family)
+    outlet.world.barrier()
+    best = checkpoints.best(trainer.spans) if job.train.publish == "best" else None
     if best is not None:
         trainer.restore(best)
-    scores = trainer.evaluate(held_out, None) if held_out is not None else {}
-    if outlet.world.rank == 0:
+    return job.train.steps - first
+
+
+def _publish(job: TrainingJob, trainer: Trainer) -> None:
+    world, rows = trainer.world, trainer.rows()
+    if world.rank == 0 or rows:
+        kept = {name: job.children[name] for name in job.children_kept}
         with trainer.average.in_place() if trainer.average else nullcontext():
-            save_model(trainer.family, storage.join(job.run, "model"), {name: job.children[name] for name in job.children_kept})
-        seconds = time.perf_counter() - started
-        record.finish({"scores": scores, "seconds": seconds, "steps_this_start": job.train.steps - resumed_from})
-    outlet.world.barrier()
+            weights = {child: RowSlice(part.first, part.last, _weights(part)) for child, part in rows.items()}
+            save_model(trainer.family, storage.join(job.run, "model"), kept, weights, world if rows else None)
+
+
+def _weights(part: RowSlice) -> dict[str, Tensor]:
+    return {name: value.detach().cpu().contiguous() for name, value in part.tensors.items() if name.startswith("model/")}
 
 
 def _require_same_job(job: TrainingJob, record: RunRecord) -> None:
@@ -110,7 +130,7 @@ def _require_same_job(job: TrainingJob, record: RunRecord) -> None:
 
 
 def _resume(job: TrainingJob, trainer: Trainer, checkpoints: CheckpointFolder) -> None:
-    checkpoint = checkpoints.latest()
+    checkpoint = checkpoints.latest(trainer.spans)
     if checkpoint is None:
         return
     if checkpoint.family != job.family:

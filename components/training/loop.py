@@ -21,7 +21,7 @@ from components.data.dataset import Dataset
 from components.data.loader import Loader
 from components.errors import UserError
 from components.evaluation.scoring import Scores, evaluate
-from components.families.contract import Batch, Family, Phase, PhaseOutput
+from components.families.contract import Batch, Family, Phase, PhaseOutput, replicated
 from components.training.checkpoint import Checkpoint, CheckpointFolder, State
 from components.training.communication import rows_of
 from components.training.config import TrainConfig
@@ -33,10 +33,12 @@ from components.training.optimization import (
     make_optimizer,
     optimizer_tensors,
     restore_optimizer,
+    touched_rows,
 )
 from components.training.outlet import Outlet
 from components.training.randomness import LANE, Draws
 from components.training.recompute import recompute
+from components.training.row_files import Rows, RowSlice
 
 
 class PhaseModule(nn.Module):
@@ -47,7 +49,7 @@ class PhaseModule(nn.Module):
         self._family = (family,)  # in a tuple, so that the children of other phases are not registered here
         self.phase = phase
         self._autocast = precision == "bfloat16"
-        for number, name in enumerate(phase.trains):
+        for number, name in enumerate(name for name in phase.trains if name not in family.sharded):
             self.add_module(f"child{number}", family.get_submodule(name))
 
     def forward(self, batch: Batch, ctx: Context) -> PhaseOutput:
@@ -64,6 +66,7 @@ class Turn:
         self.parameters = {
             f"{child}.{name}": parameter for child in phase.trains for name, parameter in family.get_submodule(child).named_parameters()
         }
+        self.sharded = {name for name in self.parameters if name.split(".")[0] in family.sharded}
         self.optimizer = make_optimizer(self.parameters, self.settings)
         module = PhaseModule(family, phase, config.precision)
         self.module: nn.Module = module
@@ -79,7 +82,9 @@ class Trainer:
         self.world = outlet.world
         if config.recompute:
             recompute(family, family.recomputed, config.recompute)
-        for tensor in family.state_dict().values():
+        for name in family.sharded:
+            family.get_submodule(name).cut(self.world.rank, self.world.size, config.seed)  # type: ignore[operator]
+        for tensor in replicated(family).values():
             self.world.broadcast(tensor)
         self.turns = [Turn(family, phase, config, self.world.size > 1) for phase in family.phases]
         self.average = WeightAverage(family, config.ema_decay) if config.ema_decay else None
@@ -107,36 +112,59 @@ class Trainer:
                 with measures.count_flops(turn.phase.name):
                     output: PhaseOutput = turn.module(part, ctx)
                 # DDP divides the sum of gradients by the number of workers: this makes it the mean over the global batch.
-                (output.loss * (share * self.world.size)).backward()
+                weight = share * self.world.size if output.gathered_rows is None else output.gathered_rows / ctx.global_rows
+                (output.loss * weight).backward()
             for name, value in output.stats.items():
                 stats[name] = stats[name] + value if name in stats else value
             measures.add(output.metrics | {f"loss.{turn.phase.name}": output.loss.detach()}, share)
         self._update(turn, measures)
-        self.family.after_step(turn.phase.name, self._summed(stats), self._context(turn.phase, slice(0, self.config.batch_size)))
+        ctx = self._context(turn.phase, slice(0, self.config.batch_size), (self.config.batch_size,) * self.world.size)
+        self.family.after_step(turn.phase.name, self._summed(stats), ctx)
 
     def _update(self, turn: Turn, measures: Measures) -> None:
-        gradients = [p.grad for p in turn.parameters.values() if p.grad is not None]
-        norm = nn.utils.get_total_norm(gradients)  # of averaged gradients: the same bits on every worker
-        if self.config.clip_norm is not None:
-            nn.utils.clip_grads_with_norm_(turn.parameters.values(), self.config.clip_norm, norm)
+        norm = self._clip(turn)
         lr = turn.settings.lr * learning_rate_factor(self.step, self.config)
         for group in turn.optimizer.param_groups:
             group["lr"] = lr
-        turn.optimizer.step()
+        with touched_rows(turn.optimizer):
+            turn.optimizer.step()
         measures.see(turn.phase.name, norm, lr)
 
+    def _clip(self, turn: Turn) -> Tensor:
+        """The norm of the whole gradient, equal on every worker; clips to `clip_norm`."""
+        whole: list[nn.Parameter] = []
+        cut: list[nn.Parameter] = []
+        for name, parameter in turn.parameters.items():
+            if parameter.grad is not None and parameter.grad.is_sparse:
+                parameter.grad = parameter.grad.coalesce()
+            if parameter.grad is not None:
+                (cut if name in turn.sharded else whole).append(parameter)
+        norm = nn.utils.get_total_norm([p.grad for p in whole if p.grad is not None])  # of averaged gradients: equal everywhere
+        slices = [p.grad.values() if p.grad.is_sparse else p.grad for p in cut if p.grad is not None]
+        if turn.sharded:
+            squares = self.world.sum(torch.stack([part.square().sum() for part in slices]).sum() if slices else norm.new_zeros(()))
+            norm = (norm.square() + squares).sqrt()
+        if self.config.clip_norm is not None:
+            nn.utils.clip_grads_with_norm_(whole, self.config.clip_norm, norm)
+            for part in slices:
+                part.mul_((self.config.clip_norm / (norm + 1e-6)).clamp(max=1.0))
+        return norm
+
     def _micro_batches(self, phase: Phase, batch: Batch) -> Iterator[tuple[Batch, Context]]:
+        """This worker's rows in `accumulate` parts, each with what the loss may know of it."""
         config, world = self.config, self.world
-        mine = rows_of(world.rank, world.size, config.batch_size, LANE)
-        rows = mine.stop - mine.start
+        workers = [rows_of(rank, world.size, config.batch_size, LANE) for rank in range(world.size)]
+        first = workers[world.rank].start
         for number in range(config.accumulate):
-            part = rows_of(number, config.accumulate, rows, LANE)
-            ctx = self._context(phase, slice(mine.start + part.start, mine.start + part.stop))
+            parts = [rows_of(number, config.accumulate, rows.stop - rows.start, LANE) for rows in workers]
+            part = parts[world.rank]
+            counts = tuple(each.stop - each.start for each in parts)
+            ctx = self._context(phase, slice(first + part.start, first + part.stop), counts)
             yield {name: column[part] for name, column in batch.items()}, ctx
 
-    def _context(self, phase: Phase, rows: slice) -> Context:
+    def _context(self, phase: Phase, rows: slice, rows_by_worker: tuple[int, ...]) -> Context:
         draws = Draws(self.config.seed, self.step, phase.name, rows.start, self.outlet.device)
-        return Context(self.step, phase.name, draws, rows.stop - rows.start, self.config.batch_size, self.world)
+        return Context(self.step, phase.name, draws, rows.stop - rows.start, self.config.batch_size, self.world, rows_by_worker)
 
     def _free_only(self, turn: Turn) -> None:
         if self._free is turn:
@@ -159,26 +187,61 @@ class Trainer:
             return evaluate(self.family, held_out, self.world, limit=limit)
 
     def state(self) -> State:
-        """All that resuming needs besides the step, by file."""
-        parts: State = {"model": dict(self.family.state_dict()), "optimizer": {}}
+        """All that resuming needs besides the step, by file; of sharded children what belongs to no row."""
+        parts: State = {"model": replicated(self.family), "optimizer": {}}
         for turn in self.turns:
-            tensors = optimizer_tensors(turn.parameters, turn.optimizer)
+            tensors = {name: value for name, value in self._optimizer_state(turn).items() if not _in_rows(name, value, turn)}
             parts["optimizer"] |= {f"{turn.phase.name}/{name}": value for name, value in tensors.items()}
         if self.average:
             parts["average"] = self.average.average
         return parts
 
+    def rows(self) -> Rows:
+        """This worker's rows of the sharded children: their weights and what optimizers keep of each row."""
+        rows: Rows = {}
+        for child in self.family.sharded:
+            module = self.family.get_submodule(child)
+            tensors = {f"model/{name}": value for name, value in module.state_dict().items()}
+            for turn in self.turns:
+                for name, value in self._optimizer_state(turn).items():
+                    if name.startswith(f"{child}.") and _in_rows(name, value, turn):
+                        tensors[f"optimizer/{turn.phase.name}/{name.removeprefix(f'{child}.')}"] = value
+            rows[child] = RowSlice(*self.spans[child], tensors)
+        return rows
+
     def restore(self, checkpoint: Checkpoint) -> None:
-        """The inverse of `state`."""
-        self.family.load_state_dict(checkpoint.state["model"])
+        """The inverse of `state` and `rows`, for any number of workers."""
+        weights = {
+            f"{child}.{name.removeprefix('model/')}": value
+            for child, part in checkpoint.rows.items()
+            for name, value in part.tensors.items()
+            if name.startswith("model/")
+        }
+        self.family.load_state_dict(checkpoint.state["model"] | weights)
         for turn in self.turns:
             prefix = f"{turn.phase.name}/"
             mine = {k.removeprefix(prefix): v for k, v in checkpoint.state["optimizer"].items() if k.startswith(prefix)}
+            for child, part in checkpoint.rows.items():
+                before = f"optimizer/{prefix}"
+                mine |= {f"{child}.{k.removeprefix(before)}": v for k, v in part.tensors.items() if k.startswith(before)}
             restore_optimizer(turn.parameters, turn.optimizer, mine)
         if self.average:
             for name, value in checkpoint.state["average"].items():
                 self.average.average[name].copy_(value)
         self.step = checkpoint.step
+
+    @property
+    def spans(self) -> dict[str, tuple[int, int]]:
+        """The rows of each sharded child that this worker owns."""
+        return {child: self.family.get_submodule(child).span for child in self.family.sharded}  # type: ignore[misc]
+
+    def _optimizer_state(self, turn: Turn) -> dict[str, Tensor]:
+        return optimizer_tensors(turn.parameters, turn.optimizer)
+
+
+def _in_rows(name: str, value: Tensor, turn: Turn) -> bool:
+    """Whether a slot of optimizer state, `parameter/slot`, is cut by rows: that of a sharded parameter, but not the count of steps."""
+    return name.rpartition("/")[0] in turn.sharded and value.dim() > 0
 
 
 def train(trainer: Trainer, data: Dataset, held_out: Dataset | None, checkpoints: CheckpointFolder, family_name: str) -> None:
@@ -198,9 +261,9 @@ def train(trainer: Trainer, data: Dataset, held_out: Dataset | None, checkpoints
             continue
         row = measures.read(step, loader.seconds_waited)
         scores = trainer.evaluate(held_out, config.evaluate_rows) if due["evaluate"] and held_out is not None else {}
-        if due["checkpoint"] and world.rank == 0:
+        if due["checkpoint"] and (world.rank == 0 or family.sharded):
             score = scores.get(family.headline[0])
-            checkpoints.save(step, family_name, trainer.state(), score if isinstance(score, float) else None)
+            checkpoints.save(step, family_name, trainer.state(), score if isinstance(score, float) else None, trainer.rows())
         numbers = {f"held_out.{name}": value for name, value in scores.items() if isinstance(value, float)}
         outlet.report(row | numbers, flush=due["checkpoint"])
         measures.restart()

@@ -31,6 +31,43 @@ def make_optimizer(named: dict[str, nn.Parameter], config: OptimizerConfig) -> t
     return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=True)
 
 
+@contextmanager
+def touched_rows(optimizer: torch.optim.Optimizer) -> Iterator[None]:
+    """In the block, a parameter with a sparse gradient stands in the optimizer as the rows that it has gradients for.
+
+    So neither weight decay nor an average (momentum, Adam's) moves a row that the step did not touch, and the step costs what those rows
+    cost. The number of the step counts for all rows.
+    """
+    swapped: list[tuple[nn.Parameter, nn.Parameter, Tensor]] = []
+    for group in optimizer.param_groups:
+        for place, whole in enumerate(group["params"]):
+            if whole.grad is not None and whole.grad.is_sparse:
+                index = whole.grad.indices()[0]
+                part = nn.Parameter(whole.detach()[index])
+                part.grad = whole.grad.values()
+                state = optimizer.state.pop(whole, {})
+                optimizer.state[part] = {slot: value[index] if _by_row(value, whole) else value for slot, value in state.items()}
+                group["params"][place] = part
+                swapped.append((whole, part, index))
+                optimizer.state[whole] = state
+    yield
+    for whole, part, index in swapped:
+        with torch.no_grad():
+            whole[index] = part
+        state = optimizer.state[whole]
+        for slot, value in optimizer.state.pop(part).items():
+            if _by_row(value, part):
+                state.setdefault(slot, torch.zeros_like(whole))[index] = value
+            else:
+                state[slot] = value
+        for group in optimizer.param_groups:
+            group["params"] = [whole if each is part else each for each in group["params"]]
+
+
+def _by_row(value: object, parameter: Tensor) -> bool:
+    return isinstance(value, Tensor) and value.shape == parameter.shape
+
+
 def optimizer_tensors(named: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     """The optimizer's state as tensors `parameter/slot`, free of the order of parameters and of pickle."""
     return {

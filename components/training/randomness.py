@@ -14,12 +14,23 @@ from torch import Tensor
 
 from components.seeds import derive_seed as derive_seed
 
-LANE = 8  # rows
+LANE = 8  # rows of a batch that one generator draws for
+BLOCK = 1024  # the same for rows of weights
 
 
 def generator(*parts: int | str, device: torch.device | str = "cpu") -> torch.Generator:
     """A fresh `torch.Generator` on `device`, seeded by `derive_seed(*parts)`."""
     return torch.Generator(device).manual_seed(derive_seed(*parts))
+
+
+def draw_by_row(draw: Callable[..., Tensor], first: int, last: int, shape: tuple[int, ...], *parts: int | str) -> Tensor:
+    """Rows [first, last) of an endless table, (last - first, *shape) on the CPU: a row does not depend on which others are asked for."""
+    rows = torch.empty(last - first, *shape)
+    for block in range(first // BLOCK, -(-last // BLOCK)) if last > first else ():
+        drawn = draw(BLOCK, *shape, generator=generator(*parts, block))
+        low, high = max(first, block * BLOCK), min(last, (block + 1) * BLOCK)
+        rows[low - first : high - first] = drawn[low - block * BLOCK : high - block * BLOCK]
+    return rows
 
 
 @dataclass(frozen=True)
@@ -47,6 +58,10 @@ class Draws:
     def shared(self, name: str) -> torch.Generator:
         """A CPU generator that is equal on every worker, for choices about the whole batch."""
         return generator(self.seed, self.step, self.phase, name, "shared")
+
+    def classes(self, name: str, first: int, last: int) -> Tensor:
+        """Numbers in [0, 1) for classes [first, last), (last - first,) on the device: equal on every worker that asks for a class."""
+        return draw_by_row(torch.rand, first, last, (), self.seed, self.step, self.phase, name, "classes").to(self.device)
 
     def _by_lane(self, name: str, shape: tuple[int, ...], draw: Callable[[tuple[int, ...], torch.Generator], Tensor]) -> Tensor:
         assert self.first_row % LANE == 0, "a worker's rows begin on a lane boundary"

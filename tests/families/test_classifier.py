@@ -43,7 +43,7 @@ def test_features_are_the_last_hidden_layer_after_its_relu() -> None:
 
 def test_scores_are_hand_counts() -> None:
     family, data = model().eval(), batch()
-    scores = family.finish(family.evaluate(data, context()))
+    scores = family.finish(family.evaluate(data, context()), {})
     logits = family.logits(data["image"].float() / 255).double()
     right = sum(int(row.argmax()) == label for row, label in zip(logits, data["label"].tolist(), strict=True))
     assert scores["accuracy"] == right / 24

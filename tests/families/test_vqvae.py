@@ -125,7 +125,7 @@ def test_a_learned_codebook_is_trained_by_gradients() -> None:
 def test_scores_are_those_of_the_reconstructions() -> None:
     family, x = trained_a_little().eval(), images().float() / 255
     totals = family.evaluate({"image": images()}, context())
-    scores = family.finish(totals)
+    scores = family.finish(totals, {})
     error, codes = family.reconstruct(x) - x, family.encode(x)
     share = torch.bincount(codes.flatten(), minlength=8) / codes.numel()
     assert scores["mse"] == pytest.approx(error.square().mean().item(), rel=1e-5)
