@@ -19,3 +19,4 @@ class DataShape(Config):
 
     columns: dict[str, Column]
     class_names: tuple[str, ...] = ()
+    rows_by_class: dict[str, tuple[int, ...]] = {}  # split -> rows of each class, in the order of the names
