@@ -17,8 +17,8 @@ from PIL import Image
 
 from components.errors import UserError
 from components.evaluation.pictures import GAP_PIXELS, grid, png
-from components.report.figures import Curve, curve_svg, histogram_svg
-from components.report.findings import Findings, Histogram, Picture, Score
+from components.report.figures import LOOKS, Curve, chart_svg, curve_svg, histogram_svg
+from components.report.findings import MAX_SERIES, Chart, Findings, Histogram, Picture, Score, Series, Table
 from components.report.numbers import duration, figure, number
 from components.report.page import Exhibit, render
 
@@ -26,6 +26,21 @@ SCORES = (
     Score(name="Error <b>", value=0.00612, better="lower", target=0.0075, beside={"PCA": 0.0105}),
     Score(name="Accuracy", value=0.6, better="higher", target=0.7, unit="%"),
     Score(name="Distance", value=31.0, better="lower", beside={"noise": 400.0, "real": 1.0}),
+)
+TABLE = Table(
+    title="Methods",
+    columns=("method", "EER", "pairs", "note"),
+    units={"EER": "%"},
+    rows=(("pixels <i>", 0.155, 14000, None), ("ours", 0.0305, None, "best")),
+    ours=1,
+)
+CHART = Chart(
+    title="ROC & more",
+    caption="Unseen people.",
+    x_label="false accept rate",
+    y_label="true accept rate",
+    series=(Series(name="ours", x=(1e-4, 1e-2, 1.0), y=(0.5, 0.9, 1.0)), Series(name="trials", x=(1e-3,), y=(0.2,), joined=False)),
+    log_x=True,
 )
 CONFIG = {"family": "vqvae", "train": {"steps": 40}}
 
@@ -57,7 +72,8 @@ def page(tmp_path: Path) -> str:
     scores.mkdir()
     (scores / "pictures.png").write_bytes(png(grid([np.zeros((3, 1, 4, 4), np.uint8)])))
     picture = Picture(file="pictures.png", title="Samples", caption="Not chosen.", row_names=("bag",))
-    Findings(scores=SCORES, pictures=(picture,), histograms=(Histogram(title="Use", shares=(0.75, 0.25)),)).write(str(scores))
+    histogram = Histogram(title="Use", shares=(0.75, 0.25))
+    Findings(scores=SCORES, pictures=(picture,), histograms=(histogram,), tables=(TABLE,), charts=(CHART, CHART)).write(str(scores))
     first = exhibit(data, "images", {"data": "00ff00ff00ff00ff"}, [], sources={"data": "/from/here"})
     second = exhibit(model, "tokenizer", {"images": first.manifest["fingerprint"]}, ["metrics/00000040.jsonl", "run.json"], config=CONFIG)
     third = exhibit(scores, "scores", {"tokenizer": second.manifest["fingerprint"]}, ["findings.json", "pictures.png"], seconds=70.0)
@@ -115,6 +131,25 @@ def test_scores_stand_beside_target_and_baselines(page: str) -> None:
     assert "Error <b>" not in page
 
 
+def test_tables_hold_their_cells_and_one_row_stands_out(page: str) -> None:
+    rows = re.findall(r"<tr([^>]*)>(.*?)</tr>", page, re.DOTALL)
+    cells = [re.findall(r"<t[hd]([^>]*)>(.*?)</t[hd]>", row) for _, row in rows]
+    assert [[text for _, text in row] for row in cells] == [
+        ["method", "EER, %", "pairs", "note"],
+        ["pixels &lt;i&gt;", "15.5", "14,000", "–"],
+        ["ours", "3.0", "–", "best"],
+    ]
+    assert [["numeric" in attributes for attributes, _ in row] for row in cells] == [[False, True, True, False]] * 3
+    assert ["ours" in attributes for attributes, _ in rows] == [False, False, True]
+
+
+def test_charts_have_names_labels_and_a_caption(page: str) -> None:
+    for text in ("<h3>ROC &amp; more</h3>", "Unseen people."):
+        assert page.count(text) == 2
+    for label in ("false accept rate", "true accept rate", "ours", "trials"):
+        assert len(re.findall(rf"<text[^>]*>{label}</text>", page)) == 2, label
+
+
 def test_curves_timings_lineage_and_config_are_there(page: str) -> None:
     for label in (
         "loss.autoencoder",
@@ -150,6 +185,52 @@ def test_figures_take_their_colours_from_the_page_and_are_the_same_each_time() -
     assert curve_svg(curve, "a") == curve_svg(curve, "a")
 
 
+def drawn(chart: Chart, place: int) -> np.ndarray:
+    """Points of the line drawn as the series `place`, in the figure's units."""
+    path = re.findall(
+        r'<g id="c-line2d_\d+">\s*<path d="([^"]+)" clip-path[^>]*style="fill: none; stroke(?!: var\(--muted\))', chart_svg(chart, "c")
+    )[place]
+    return np.array(re.findall(r"[ML] (\S+) (\S+)", path), float)
+
+
+def test_a_logarithmic_axis_spaces_decades_evenly() -> None:
+    line = Series(name="a", x=(1e-4, 1e-3, 1e-2, 1.0), y=(0.0, 0.25, 0.5, 1.0))
+    for log_x, expected in ((True, [0, 0.25, 0.5, 1]), (False, [0, 0.0009, 0.0099, 1])):
+        x, y = drawn(CHART.model_copy(update={"series": (line,), "log_x": log_x}), 0).T
+        np.testing.assert_allclose((x - x[0]) / (x[-1] - x[0]), expected, atol=1e-4)
+        np.testing.assert_allclose((y - y[0]) / (y[-1] - y[0]), [0, 0.25, 0.5, 1], atol=1e-4)
+
+
+def test_series_differ_by_more_than_colour_and_take_it_from_the_page() -> None:
+    assert len({mark for _, mark, _ in LOOKS}) == len({dashes for _, _, dashes in LOOKS}) == len({c for c, _, _ in LOOKS}) == MAX_SERIES
+    every = tuple(Series(name=f"series {place}", x=(1.0, 2.0), y=(place, place)) for place in range(MAX_SERIES))
+    svg = chart_svg(CHART.model_copy(update={"series": every}), "c")
+    assert svg == chart_svg(CHART.model_copy(update={"series": every}), "c")
+    for colour in ("series", "second", "third", "fourth", "ink", "muted"):
+        assert f"stroke: var(--{colour})" in svg
+    assert not re.search(r"#0{5}\d|<style|xlink|metadata", svg)
+    assert len(set(re.findall(r"stroke-dasharray: ([^;]+)", svg))) == MAX_SERIES - 1
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes", "message"),
+    [
+        (Series, {"name": "a", "x": (1, 2), "y": (1,)}, "series 'a' has 2 x and 1 y"),
+        (Series, {"name": "a", "x": (), "y": ()}, "series 'a' has 0 x and 0 y"),
+        (Series, {"name": "a", "x": (1,), "y": (float("nan"),)}, "finite"),
+        (Chart, {**dict(CHART), "series": (Series(name="a", x=(0, 1), y=(1, 1)),)}, "has log_x and a value of 0; leave out"),
+        (Chart, {**dict(CHART), "log_y": True, "series": (Series(name="a", x=(1, 1), y=(1, -1)),)}, "has log_y and a value of -1"),
+        (Chart, {**dict(CHART), "series": CHART.series * 4}, "at most 6"),
+        (Table, {**dict(TABLE), "rows": (("a", 1.0),)}, "has 4 columns and a row of 2"),
+        (Table, {**dict(TABLE), "ours": 2}, "has 2 rows and ours=2"),
+        (Table, {**dict(TABLE), "units": {"eer": "%"}}, r"has units for \['eer'\]"),
+    ],
+)
+def test_what_cannot_be_drawn_is_named(kind: type[Series | Chart | Table], changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        kind.parse(changes, "here")
+
+
 @pytest.mark.parametrize(
     ("value", "text"),
     [
@@ -181,7 +262,7 @@ def test_durations_for_people(value: float, text: str) -> None:
 
 
 def test_findings_come_back_and_damaged_ones_are_named(tmp_path: Path) -> None:
-    findings = Findings(scores=SCORES)
+    findings = Findings(scores=SCORES, tables=(TABLE,), charts=(CHART,))
     findings.write(str(tmp_path))
     assert Findings.read(str(tmp_path)) == findings
     (tmp_path / "findings.json").write_text('{"score": []}')

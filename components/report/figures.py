@@ -1,4 +1,4 @@
-"""Line charts and histograms as inline SVG that takes its colours and its font from the page, light or dark."""
+"""Curves, charts and histograms as inline SVG that takes its colours and its font from the page, light or dark."""
 
 from __future__ import annotations
 
@@ -8,14 +8,30 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from components.report.findings import Chart
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
-INCHES, WIDE_INCHES = (3.6, 2.1), (10.0, 1.9)
+INCHES, CHART_INCHES, WIDE_INCHES = (3.6, 2.1), (5.2, 3.4), (10.0, 1.9)
 # Stand-ins that matplotlib draws with, and what the page replaces them by.
-INK, MUTED, SERIES, SECOND = "#000001", "#000002", "#000003", "#000004"
+INK, MUTED, SERIES, SECOND, THIRD, FOURTH = "#000001", "#000002", "#000003", "#000004", "#000005", "#000006"
 PAGE_COLOURS = {INK: "var(--ink)", MUTED: "var(--muted)", SERIES: "var(--series)", SECOND: "var(--second)"}
+PAGE_COLOURS |= {THIRD: "var(--third)", FOURTH: "var(--fourth)"}
+# Of a chart's series: colour, mark and dashes, so that no two differ by their colour alone.
+LOOKS = (
+    (SERIES, "o", "-"),
+    (SECOND, "s", (0, (5, 2))),
+    (THIRD, "^", (0, (1.2, 1.4))),
+    (FOURTH, "D", (0, (6, 2, 1.2, 2))),
+    (INK, "v", (0, (9, 3))),
+    (MUTED, "X", (0, (3, 1, 1, 1, 1, 1))),
+)
+MARKS = 8  # on a line, about: all its points would hide it
+FEW_DECADES = 1e3  # an axis whose ends differ by less gets more ticks than powers of ten
+LONG_NAME = 24  # characters; the names of two such do not fit side by side
 WIDE_RATIO = 20.0  # a curve that falls by more is drawn on a logarithmic axis
 
 
@@ -32,8 +48,6 @@ class Curve:
 
 def curve_svg(curve: Curve, name: str) -> str:
     """`name` tells this figure's inner identifiers from those of the page's other figures."""
-    from matplotlib.ticker import LogLocator
-
     figure, axes = _figure(INCHES)
     axes.plot(curve.steps, curve.values, color=SERIES, linewidth=1.4)
     if curve.held_out:
@@ -41,11 +55,31 @@ def curve_svg(curve: Curve, name: str) -> str:
     every = [*curve.values, *curve.held_out]
     if min(every) > 0 and curve.values[0] / curve.values[-1] > WIDE_RATIO:
         axes.set_yscale("log")
-        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axes.yaxis.set_major_formatter("{x:g}")
-        axes.yaxis.set_minor_formatter("")
+        _plain_numbers(axes.yaxis)
     axes.set_title(curve.title, fontsize=9, color=INK, loc="left")
     axes.set_xlim(left=0)
+    return _svg(figure, name)
+
+
+def chart_svg(chart: Chart, name: str) -> str:
+    """The legend stands below the axes, where it covers no point."""
+    figure, axes = _figure(CHART_INCHES)
+    for place, (series, (colour, mark, dashes)) in enumerate(zip(chart.series, LOOKS, strict=False)):
+        apart = max(1, len(series.x) // MARKS)
+        line = {"linestyle": dashes, "linewidth": 1.5, "markevery": (place % apart, apart)} if series.joined else {"linestyle": "none"}
+        axes.plot(series.x, series.y, color=colour, marker=mark, markersize=4.2, label=series.name, **line)
+    axes.set_xlabel(chart.x_label, fontsize=9, color=INK)
+    axes.set_ylabel(chart.y_label, fontsize=9, color=INK)
+    if chart.log_x:
+        axes.set_xscale("log")
+        _plain_numbers(axes.xaxis)
+    if chart.log_y:
+        axes.set_yscale("log")
+        _plain_numbers(axes.yaxis)
+    axes.tick_params(labelsize=8.5)
+    axes.grid(axis="x", color=MUTED, linewidth=0.4, alpha=0.35)
+    columns = 1 if max(len(series.name) for series in chart.series) > LONG_NAME else 2
+    figure.legend(loc="outside lower left", ncols=columns, fontsize=8.5, labelcolor=INK, frameon=False, handlelength=3.4)
     return _svg(figure, name)
 
 
@@ -57,6 +91,16 @@ def histogram_svg(shares: Sequence[float], name: str) -> str:
     axes.set_xlim(-0.5, len(shares) - 0.5)
     axes.set_ylim(bottom=0)
     return _svg(figure, name)
+
+
+def _plain_numbers(axis: Axis) -> None:
+    """Plain numbers instead of powers of ten on a logarithmic axis, and enough of them on one of few decades."""
+    from matplotlib.ticker import LogLocator
+
+    low, high = axis.get_view_interval()
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < FEW_DECADES * low else (1,)))
+    axis.set_major_formatter(lambda value, _: f"{value:g}".replace("e+0", "e").replace("e-0", "e-"))
+    axis.set_minor_formatter("")
 
 
 def _figure(inches: tuple[float, float]) -> tuple[Figure, Axes]:

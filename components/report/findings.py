@@ -1,15 +1,16 @@
-"""What a stage leaves for people to see: scores beside what they are compared with, pictures and histograms, in `findings.json`."""
+"""What a stage leaves for people to see: scores beside what they are compared with, tables, charts and pictures, in `findings.json`."""
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from components import storage
 from components.config import Config
 
 FILE = "findings.json"
+MAX_SERIES = 6  # as many as a reader tells apart
 
 
 class Score(Config):
@@ -48,12 +49,71 @@ class Histogram(Config):
     shares: tuple[float, ...]
 
 
+class Series(Config):
+    """Points of a chart, joined in their order or, when not `joined`, as marks alone."""
+
+    name: str
+    x: tuple[float, ...]
+    y: tuple[float, ...]
+    joined: bool = True
+
+    @model_validator(mode="after")
+    def _pairs(self) -> Self:
+        if not self.x or len(self.x) != len(self.y):
+            raise ValueError(f"series {self.name!r} has {len(self.x)} x and {len(self.y)} y; expected as many, and one at least")
+        return self
+
+
+class Chart(Config):
+    """Lines or scattered points over two axes with names."""
+
+    title: str
+    caption: str = ""
+    x_label: str
+    y_label: str
+    series: tuple[Series, ...] = Field(min_length=1, max_length=MAX_SERIES)
+    log_x: bool = False
+    log_y: bool = False
+
+    @model_validator(mode="after")
+    def _positive_on_logarithmic_axes(self) -> Self:
+        for axis, logarithmic in (("x", self.log_x), ("y", self.log_y)):
+            lowest = min(min(getattr(each, axis)) for each in self.series)
+            if logarithmic and lowest <= 0:
+                raise ValueError(f"chart {self.title!r} has log_{axis} and a value of {lowest:g}; leave out what is not above 0")
+        return self
+
+
+class Table(Config):
+    """Rows of text and numbers; None is an empty cell."""
+
+    title: str
+    caption: str = ""
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str | float | None, ...], ...]
+    units: dict[str, str] = Field(default_factory=dict, description="column -> unit; %: its values are shares between 0 and 1")
+    ours: int | None = Field(None, description="the row to stand out, counted from 0")
+
+    @model_validator(mode="after")
+    def _complete(self) -> Self:
+        for row in self.rows:
+            if len(row) != len(self.columns):
+                raise ValueError(f"table {self.title!r} has {len(self.columns)} columns and a row of {len(row)}: {row}")
+        if self.ours is not None and not 0 <= self.ours < len(self.rows):
+            raise ValueError(f"table {self.title!r} has {len(self.rows)} rows and ours={self.ours}")
+        if unknown := set(self.units) - set(self.columns):
+            raise ValueError(f"table {self.title!r} has units for {sorted(unknown)} and columns {list(self.columns)}")
+        return self
+
+
 class Findings(Config):
     """What one artifact has to show."""
 
     scores: tuple[Score, ...] = ()
     pictures: tuple[Picture, ...] = ()
     histograms: tuple[Histogram, ...] = ()
+    tables: tuple[Table, ...] = ()
+    charts: tuple[Chart, ...] = ()
 
     def write(self, url: str) -> None:
         """Leaves them in the folder `url`."""

@@ -11,8 +11,8 @@ from typing import Any
 import yaml
 
 from components import storage
-from components.report.figures import Curve, curve_svg, histogram_svg
-from components.report.findings import Findings, Picture, Score
+from components.report.figures import Curve, chart_svg, curve_svg, histogram_svg
+from components.report.findings import Findings, Picture, Score, Table
 from components.report.numbers import duration, figure, number
 from components.training.record import read_metrics
 
@@ -48,6 +48,12 @@ def render(title: str, summary: str, exhibits: Sequence[Exhibit], command: str) 
         title=title,
         summary=summary,
         scores=[_score(score) for _, found in findings for score in found.scores],
+        tables=[_table(table) for _, found in findings for table in found.tables],
+        charts=[
+            {"chart": chart, "svg": chart_svg(chart, f"{each.stage}-chart-{place}")}
+            for each, found in findings
+            for place, chart in enumerate(found.charts)
+        ],
         pictures=[_picture(each, picture) for each, found in reversed(findings) for picture in found.pictures],  # the last compares most
         histograms=[
             {"title": h.title, "caption": h.caption, "svg": histogram_svg(h.shares, f"{each.stage}-histogram-{place}")}
@@ -79,6 +85,17 @@ def _score(score: Score) -> dict[str, Any]:
         for place, (name, value) in enumerate(values.items())
     ]
     return {"score": score, "bars": bars, "target_percent": None if score.target is None else 100 * score.target / longest}
+
+
+def _table(table: Table) -> dict[str, Any]:
+    """The table with its cells as text, and which columns are of numbers."""
+    units = [table.units.get(column, "") for column in table.columns]
+    rows = [
+        ["–" if cell is None else cell if isinstance(cell, str) else figure(cell, unit) for cell, unit in zip(row, units, strict=True)]
+        for row in table.rows
+    ]
+    numeric = [not any(isinstance(row[place], str) for row in table.rows) for place in range(len(table.columns))]
+    return {"table": table, "rows": rows, "numeric": numeric, "heads": list(zip(table.columns, units, strict=True))}
 
 
 def _picture(each: Exhibit, picture: Picture) -> dict[str, Any]:

@@ -258,7 +258,9 @@ def test_scores_of_folds_are_those_of_their_pairs(monkeypatch: pytest.MonkeyPatc
     assert VerificationScores.parse(pooled.to_json(), "here") == pooled
 
 
-def test_rank1_equals_brute_force_and_leaves_out_people_with_one_picture() -> None:
+@pytest.mark.parametrize("rows", [7, 1024])
+def test_rank1_equals_brute_force_and_leaves_out_people_with_one_picture(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(verification, "ROWS", rows)
     embeddings, labels = people(6, 6, 1.5)
     labels[35] = 6  # one picture only
     own = []
