@@ -10,7 +10,7 @@ import torch
 
 from tests.gang import Gang
 from tests.s3 import s3, s3_server
-from tests.small_data import write_codes, write_images
+from tests.small_data import write_codes, write_identities, write_images
 
 __all__ = ["s3", "s3_server"]  # fixtures
 
@@ -22,14 +22,15 @@ def _one_thread() -> None:
 
 @pytest.fixture(scope="session")
 def small_data_folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Folders of small data sets by kind: "images" and "codes"."""
+    """Folders of small data sets by kind, as the families' proofs name them."""
     folder = tmp_path_factory.mktemp("data")
-    return {"images": write_images(folder / "images"), "codes": write_codes(folder / "codes")}
+    makers = {"images": write_images, "codes": write_codes, "identities": write_identities}
+    return {kind: make(folder / kind) for kind, make in makers.items()}
 
 
 @pytest.fixture(scope="session")
 def gang() -> Iterator[Gang]:
-    """Three processes that join into gloo groups."""
+    """Four processes that join into gloo groups."""
     gang = Gang()
     yield gang
     gang.close()

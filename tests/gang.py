@@ -1,4 +1,4 @@
-"""Three waiting processes for distributed tests: started once, joined into a gloo group of one, two or three for each call."""
+"""Waiting processes for distributed tests: started once, joined into a gloo group of one to four for each call."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ TIMEOUT_SECONDS = 180
 class Gang:
     """`run(function, world_size, *args)` calls `function(*args)` on every rank of a fresh gloo group and returns the results by rank."""
 
-    def __init__(self, size: int = 3) -> None:
+    def __init__(self, size: int = 4) -> None:
         context = mp.get_context("spawn")
         self._tasks = [context.SimpleQueue() for _ in range(size)]
         self._results = [context.Queue() for _ in range(size)]

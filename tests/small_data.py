@@ -25,6 +25,18 @@ def write_images(folder: Path, train: int = 600, test: int = 100) -> Path:
     return _write(folder, "image", Column(dtype="uint8", shape=(1, 28, 28)), lambda images: images, train, test)
 
 
+def write_identities(folder: Path, train: int = 600, test: int = 300) -> Path:
+    """Images whose classes 0 to 6 are trained on and 7 to 9 only tested on, as people are in recognition."""
+    blocks = {}
+    for split, part, rows, seen in (("train", "train", train, range(7)), ("test", "t10k", test, range(7, 10))):
+        images, labels = shipped_images(part, rows)
+        chosen = np.isin(labels, seen)
+        blocks[split] = [{"image": images[chosen], "label": labels[chosen]}]
+    columns = {"image": Column(dtype="uint8", shape=(1, 28, 28)), "label": Column(dtype="int64")}
+    write_dataset(str(folder), blocks, columns, tuple(str(n) for n in range(10)), {"made": "for a test"})
+    return folder
+
+
 def write_codes(folder: Path, train: int = 600, test: int = 100) -> Path:
     """Codes in [0, 16): the mean grey of each 4 x 4 patch in sixteen levels, a 7 x 7 grid."""
 

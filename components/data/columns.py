@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Literal
 
+from pydantic import Field
+
 from components.config import Config
 
 
@@ -19,4 +21,4 @@ class DataShape(Config):
 
     columns: dict[str, Column]
     class_names: tuple[str, ...] = ()
-    rows_by_class: dict[str, tuple[int, ...]] = {}  # split -> rows of each class, in the order of the names
+    rows_by_class: dict[str, tuple[int, ...]] = Field(default_factory=dict, description="split -> rows of each class, as named")

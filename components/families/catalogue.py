@@ -5,12 +5,14 @@ from __future__ import annotations
 from components.families.classifier import Classifier
 from components.families.contract import Family
 from components.families.prior import Prior
+from components.families.recognition import Recognition
 from components.families.vqgan import VQGAN
 from components.families.vqvae import VQVAE
 
 FAMILIES: dict[str, type[Family]] = {
     "classifier": Classifier,
     "prior": Prior,
+    "recognition": Recognition,
     "vqgan": VQGAN,
     "vqvae": VQVAE,
 }

@@ -80,6 +80,7 @@ def execute(job: TrainingJob, outlet: Outlet) -> None:
         )
     started = time.perf_counter()
     trainer = Trainer(build(job, data), job.train, outlet)
+    _require_same_model(job, record, trainer.family)
     show = outlet.show
     trainer.outlet = outlet = replace(outlet, record=record, show=lambda row: show(row | {"steps": job.train.steps}))
     with outlet.world.apart() if trainer.family.sharded else nullcontext() as writers:
@@ -127,6 +128,18 @@ def _require_same_job(job: TrainingJob, record: RunRecord) -> None:
     known = record.info().get("identity")
     if known is not None and known != job.identity():
         raise UserError(f"run folder {job.run} belongs to another job ({known}, this is {job.identity()}); choose another folder")
+
+
+def _require_same_model(job: TrainingJob, record: RunRecord, family: Family) -> None:
+    """A run goes on with the shapes and classes that it began with."""
+    found = family.config.to_json()
+    known: dict[str, Any] = record.info().get("config", found)
+    for name in found:
+        if known.get(name) != found[name]:
+            raise UserError(
+                f"run folder {job.run} began with {name}={known.get(name)}, the data set {job.data} gives {found[name]}; "
+                f"give the data that it began with, or choose another folder"
+            )
 
 
 def _resume(job: TrainingJob, trainer: Trainer, checkpoints: CheckpointFolder) -> None:
