@@ -72,13 +72,14 @@ class DatasetIndex(Config):
 
     @property
     def shape(self) -> DataShape:
-        return DataShape(columns=self.columns, class_names=self.class_names)
+        rows_by_class = {split: found.rows_by_class for split, found in self.statistics.items()}
+        return DataShape(columns=self.columns, class_names=self.class_names, rows_by_class=rows_by_class)
 
     @property
     def fingerprint(self) -> str:
         """Of the content: equal data have equal fingerprints, wherever and from wherever they were made."""
         shards = {split: [(entry.rows, entry.sha256) for entry in entries] for split, entries in self.splits.items()}
-        return fingerprint([self.shape.to_json(), shards])
+        return fingerprint([self.shape.model_dump(mode="json", include={"columns", "class_names"}), shards])
 
     def num_rows(self, split: str) -> int:
         return sum(entry.rows for entry in self.shards(split))
