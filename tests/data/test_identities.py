@@ -162,7 +162,7 @@ def test_rows_by_class_are_no_part_of_the_fingerprint(tmp_path: Path) -> None:
 
 
 def test_orl_in_five_folds(tmp_path: Path) -> None:
-    """Eight unseen people a fold: 1,800 genuine and 14,000 impostor pairs, of which raw pixels get 15.5 % wrong at the equal error rate."""
+    """Eight unseen people a fold: 1,800 genuine and 14,000 impostor pairs, for which raw pixels have an equal error rate of 17.6 %."""
     prepare(str(orl_or_skip(tmp_path / "faces")), str(tmp_path / "orl"), PrepareConfig())
     genuine, likeness = [], []
     for fold in range(5):
@@ -178,4 +178,4 @@ def test_orl_in_five_folds(tmp_path: Path) -> None:
     same = np.concatenate(genuine)
     assert (same.sum(), (~same).sum()) == (1_800, 14_000)
     false, true, _ = roc_curve(same, np.concatenate(likeness))
-    assert false[np.argmin(np.abs(1 - true - false))] == pytest.approx(0.155, abs=0.03)
+    assert false[np.argmin(np.abs(1 - true - false))] == pytest.approx(0.176, abs=0.01)
