@@ -17,8 +17,11 @@ class Column(Config):
 
 
 class DataShape(Config):
-    """What a family may know of its data before it is built: columns by name, and class names (empty when unlabelled)."""
+    """What a family may know of its data before it is built: columns by name, and class names (empty when unlabelled).
+
+    `rows_by_class` has the rows of each class by split, in the order of the class names: a class that a split lacks has 0 there.
+    """
 
     columns: dict[str, Column]
     class_names: tuple[str, ...] = ()
-    rows_by_class: dict[str, tuple[int, ...]] = Field(default_factory=dict, description="split -> rows of each class, as named")
+    rows_by_class: dict[str, tuple[int, ...]] = Field(default_factory=dict)

@@ -72,8 +72,8 @@ class DatasetIndex(Config):
 
     @property
     def shape(self) -> DataShape:
-        by_class = {split: figures.rows_by_class for split, figures in self.statistics.items()}
-        return DataShape(columns=self.columns, class_names=self.class_names, rows_by_class=by_class)
+        rows_by_class = {split: found.rows_by_class for split, found in self.statistics.items()}
+        return DataShape(columns=self.columns, class_names=self.class_names, rows_by_class=rows_by_class)
 
     @property
     def fingerprint(self) -> str:
