@@ -1,8 +1,8 @@
-"""Residual networks from images to embedding vectors: a narrow one for CPUs, ResNet-18 and ResNet-50 for GPUs. Shapes, no losses.
+"""Residual networks from images to embedding vectors: a narrow one for CPUs, and the shapes of ResNet-18 and ResNet-50 for GPUs. No losses.
 
-After He et al. 2016 (arXiv 1512.03385), with group normalisation (Wu and He 2018, arXiv 1803.08494) where they have batch normalisation:
-without running statistics one worker and many compute the same, and recomputation changes nothing. The last map is not pooled but read
-by a linear layer, as ArcFace does (arXiv 1801.07698, section 3.1), since where a feature lies matters on aligned pictures.
+Pre-activation blocks (He et al. 2016, arXiv 1603.05027) with group normalisation (Wu and He 2018, arXiv 1803.08494) in the place of batch
+normalisation: without running statistics one worker and many compute the same, and recomputation changes nothing. The last map is not
+pooled but read by a linear layer, as ArcFace does (arXiv 1801.07698, section 3.1): where a feature lies matters on aligned pictures.
 """
 
 from __future__ import annotations
@@ -18,58 +18,31 @@ from components.training.randomness import Draws
 GROUP = 16  # channels normalised together
 
 
-def norm(channels: int) -> nn.GroupNorm:
-    """Group normalisation with groups of 16 channels, or one group where that does not divide."""
-    return nn.GroupNorm(channels // GROUP if channels % GROUP == 0 else 1, channels)
-
-
 class BasicBlock(nn.Module):
-    """x + body(x) with two 3x3 convolutions; (B, C, H, W) to (B, width, H / stride, W / stride). The body begins at zero."""
+    """x + body(x) with two 3x3 convolutions, (B, C, H, W) to the same shape; the body begins at zero."""
 
-    expansion = 1
-
-    def __init__(self, channels: int, width: int, stride: int) -> None:
+    def __init__(self, width: int) -> None:
         super().__init__()
-        self.body = nn.Sequential(
-            norm(channels),
-            nn.Conv2d(channels, width, 3, stride, 1, bias=False),
-            norm(width),
-            nn.ReLU(),
-            nn.Conv2d(width, width, 3, 1, 1, bias=False),
-            _last_norm(width),
-        )
-        self.skip = _skip(channels, width, stride)
+        self.body = nn.Sequential(*_convolution(width, width, 3), *_convolution(width, width, 3, zero=True))
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.skip(x) + self.body(x)
+        return x + self.body(x)
 
 
 class Bottleneck(nn.Module):
-    """The same with 1x1, 3x3 and 1x1 convolutions, to (B, 4 width, H / stride, W / stride)."""
+    """The same with 1x1, 3x3 and 1x1 convolutions, a quarter as wide inside."""
 
-    expansion = 4
-
-    def __init__(self, channels: int, width: int, stride: int) -> None:
+    def __init__(self, width: int) -> None:
         super().__init__()
-        self.body = nn.Sequential(
-            norm(channels),
-            nn.Conv2d(channels, width, 1, bias=False),
-            norm(width),
-            nn.ReLU(),
-            nn.Conv2d(width, width, 3, stride, 1, bias=False),
-            norm(width),
-            nn.ReLU(),
-            nn.Conv2d(width, 4 * width, 1, bias=False),
-            _last_norm(4 * width),
-        )
-        self.skip = _skip(channels, 4 * width, stride)
+        inner = width // 4
+        self.body = nn.Sequential(*_convolution(width, inner, 1), *_convolution(inner, inner, 3), *_convolution(inner, width, 1, zero=True))
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.skip(x) + self.body(x)
+        return x + self.body(x)
 
 
 class ResidualEmbedder(nn.Module):
-    """Images (B, C, H, W) to embeddings (B, D), of any length: a stem, stages of blocks of which each begins by halving, a linear layer."""
+    """Images (B, C, H, W) to embeddings (B, D), of any length: each stage halves the map and has `depths` blocks of its width."""
 
     def __init__(
         self,
@@ -77,39 +50,40 @@ class ResidualEmbedder(nn.Module):
         widths: Sequence[int],
         depths: Sequence[int],
         block: type[BasicBlock] | type[Bottleneck],
-        stem_stride: int,
         embedding_dim: int,
         dropout: float,
     ) -> None:
         super().__init__()
         channels, height, width = image_shape
-        self.stem = nn.Sequential(nn.Conv2d(channels, widths[0], 3, stem_stride, 1, bias=False), norm(widths[0]), nn.ReLU())
-        blocks: list[nn.Module] = []
-        before = widths[0]
-        for stage_width, depth in zip(widths, depths, strict=True):
-            for number in range(depth):
-                blocks.append(block(before, stage_width, 2 if number == 0 else 1))
-                before = stage_width * block.expansion
-        self.blocks = nn.Sequential(*blocks)
-        for halvings in [stem_stride // 2] + [1] * len(widths):
-            for _ in range(halvings):
-                height, width = math.ceil(height / 2), math.ceil(width / 2)
-        self.norm = norm(before)
+        self.stem = nn.Conv2d(channels, widths[0], 4, 2, 1, bias=False)
+        nn.init.kaiming_normal_(self.stem.weight, nonlinearity="relu")
+        stages: list[nn.Module] = []
+        for number, (stage_width, depth) in enumerate(zip(widths, depths, strict=True)):
+            if number:
+                stages.append(nn.Sequential(*_convolution(widths[number - 1], stage_width, 3, stride=2)))
+            stages += [block(stage_width) for _ in range(depth)]
+        self.blocks = nn.Sequential(*stages)
+        height, width = height // 2, width // 2
+        for _ in widths[1:]:
+            height, width = math.ceil(height / 2), math.ceil(width / 2)
+        features = widths[-1] * height * width
+        self.read = nn.Sequential(_norm(widths[-1]), nn.ReLU(), nn.Flatten(), nn.LayerNorm(features))
         self.dropout = Dropout(dropout, "embedding")
-        self.out = nn.Linear(before * height * width, embedding_dim)
+        self.out = nn.Linear(features, embedding_dim)
 
     def forward(self, images: Tensor, random: Draws | None = None) -> Tensor:
-        features = self.norm(self.blocks(self.stem(images)))
-        return self.out(self.dropout(features.flatten(1), random))
+        return self.out(self.dropout(self.read(self.blocks(self.stem(images))), random))
 
 
-def _last_norm(channels: int) -> nn.GroupNorm:
-    last = norm(channels)
-    nn.init.zeros_(last.weight)
-    return last
+def _convolution(channels: int, width: int, kernel: int, stride: int = 1, zero: bool = False) -> list[nn.Module]:
+    layer = nn.Conv2d(channels, width, kernel, stride, kernel // 2, bias=False)
+    if zero:
+        nn.init.zeros_(layer.weight)
+    else:
+        nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+    return [_norm(channels), nn.ReLU(), layer]
 
 
-def _skip(channels: int, width: int, stride: int) -> nn.Module:
-    if stride == 1 and channels == width:
-        return nn.Identity()
-    return nn.Sequential(nn.Conv2d(channels, width, 1, stride, bias=False), norm(width))
+def _norm(channels: int) -> nn.GroupNorm:
+    """Groups of 16 channels, or one group where that does not divide."""
+    return nn.GroupNorm(channels // GROUP if channels % GROUP == 0 else 1, channels)
