@@ -31,6 +31,21 @@ def fit_similarity(source: Tensor, target: Tensor) -> Tensor:
     return torch.cat([linear, target_mean.mT - linear @ source_mean.mT], -1)  # eq. 41
 
 
+def fit_homography(source: Tensor, target: Tensor) -> Tensor:
+    """The perspective map (B, 3, 3), float64, with a last entry of 1, that brings 4 points `source` (B, 4, 2) onto `target` (B, 4, 2).
+
+    No three points of either may lie on a line.
+    """
+    x, y = source.double().unbind(-1)
+    u, v = target.double().unbind(-1)
+    one, zero = torch.ones_like(x), torch.zeros_like(x)
+    # u (gx + hy + 1) = ax + by + c and v (gx + hy + 1) = dx + ey + f, linear in a ... h
+    first = torch.stack([x, y, one, zero, zero, zero, -u * x, -u * y], -1)
+    second = torch.stack([zero, zero, zero, x, y, one, -v * x, -v * y], -1)
+    entries = torch.linalg.solve(torch.cat([first, second], -2), torch.cat([u, v], -1))
+    return torch.cat([entries, one[:, :1]], -1).view(-1, 3, 3)
+
+
 def apply(matrices: Tensor, points: Tensor) -> Tensor:
     """Points (B, N, 2) mapped by (B, 2, 3)."""
     return points @ matrices[..., :2].mT + matrices[..., None, :, 2]
