@@ -6,8 +6,7 @@ Every command takes `--json` (one JSON object on stdout, nothing else there) and
 from __future__ import annotations
 
 import sys
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
@@ -15,24 +14,28 @@ from components import storage
 from components.errors import UserError
 from components.report.numbers import duration, figure
 from pipelines.catalogue import PIPELINES, find_pipeline
-from pipelines.console import Console
+from pipelines.face_commands import faces
+from pipelines.options import (
+    AddressOption,
+    ConfigOption,
+    JsonOption,
+    Overrides,
+    PresetOption,
+    StoreOption,
+    VerboseOption,
+    WorkersOption,
+    again,
+    console,
+    counted,
+    shown,
+    table,
+)
 from pipelines.shell import Answer, answer
-from pipelines.store import COMMIT, Artifact, Store, open_artifact
+from pipelines.store import COMMIT, Store, open_artifact
 from pipelines.workers import Workers
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
 app = typer.Typer(rich_markup_mode=None, add_completion=False, pretty_exceptions_enable=False)
-
-Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Options of the config by dotted name.")]
-StoreOption = Annotated[str, typer.Option("--store", help="Folder or s3:// URL of the artifacts.", envvar="RAYMILL_STORE")]
-PresetOption = Annotated[str | None, typer.Option("--preset", help="quick, base or full.")]
-ConfigOption = Annotated[str | None, typer.Option("--config", help="YAML file of config values, laid over the preset.")]
-WorkersOption = Annotated[int, typer.Option("--workers", help="Ray workers; 0 runs in this process, without Ray.")]
-AddressOption = Annotated[str | None, typer.Option("--address", help="host:port of a running Ray cluster (default: one of its own).")]
-JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object on stdout, nothing else there.")]
-VerboseOption = Annotated[bool, typer.Option("--verbose", help="Log to stderr; show tracebacks.")]
+app.add_typer(faces, name="faces")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -66,15 +69,18 @@ def list_(store: StoreOption = "store", json: JsonOption = False, verbose: Verbo
     raymill list
     raymill list --store s3://bucket/store --json
     """
+    from components.data.collections import COLLECTIONS
     from components.families.catalogue import FAMILIES
 
+    collections = {name: found.about for name, found in sorted(COLLECTIONS.items())}
     families = {name: (cls.__doc__ or "").strip().partition("\n")[0] for name, cls in sorted(FAMILIES.items())}
     pipelines = {name: find_pipeline(name).about for name in sorted(PIPELINES)}
     artifacts = Store(store).artifacts()
-    values = {"families": families, "pipelines": pipelines, "store": Store(store).url, "artifacts": [_shown(a) for a in artifacts]}
-    lines = ["families", *_table(families.items()), "", "pipelines", *_table(pipelines.items()), ""]
+    kinds = {"families": families, "pipelines": pipelines, "collections": collections}
+    values = kinds | {"store": Store(store).url, "artifacts": [shown(a) for a in artifacts]}
+    lines = [line for name, found in kinds.items() for line in (name, *table(found.items()), "")]
     rows = [(a.name, f"{a.manifest.made_at[:19].replace('T', ' ')} UTC, {duration(a.manifest.seconds)}") for a in artifacts]
-    return Answer(values, [*lines, f"artifacts in {Store(store).url}", *(_table(rows) or ["  none"])])
+    return Answer(values, [*lines, f"artifacts in {Store(store).url}", *(table(rows) or ["  none"])])
 
 
 @app.command()
@@ -105,19 +111,48 @@ def run(
         chosen.config(), chosen.presets[preset or chosen.default_preset], preset or chosen.default_preset, config, assignments
     )
     place = Store(store)
-    command = _again("run", pipeline, *assignments, preset=preset or chosen.default_preset, config=config)
-    with _console(json) as console, Workers(workers, address) as crew:
-        done = chosen.run(settings, place, crew, console, command)
+    command = again("run", pipeline, *assignments, preset=preset or chosen.default_preset, config=config)
+    with console(json) as progress, Workers(workers, address) as crew:
+        done = chosen.run(settings, place, crew, progress, command)
     made = [name for name, (_, new) in done.items() if new]
-    artifacts = {name: _shown(found) | {"made": new} for name, (found, new) in done.items()}
+    artifacts = {name: shown(found) | {"made": new} for name, (found, new) in done.items()}
     values: dict[str, Any] = {"pipeline": pipeline, "store": place.url, "made": made, "artifacts": artifacts}
     last = list(done.values())[-1][0]
-    lines = [f"{pipeline}: {_count(len(done), 'artifact')}, " + (f"{len(made)} made now" if made else "all there already; nothing to do")]
+    lines = [f"{pipeline}: {counted(len(done), 'artifact')}, " + (f"{len(made)} made now" if made else "all there already; nothing to do")]
     values["scores"], score_lines = _scores(found for found, _ in done.values())
     if "page.html" in last.manifest.files:
         values["report"] = last.path("page.html")
         score_lines.append(f"report: {values['report']}")
     return Answer(values, [*lines, *score_lines])
+
+
+@app.command()
+def fetch(
+    collection: Annotated[str, typer.Argument(help="orl or glyphs; `raymill list` says what they are.")],
+    out: Annotated[str, typer.Argument(help="A new or empty folder or s3:// URL.")],
+    overrides: Overrides = None,
+    config: ConfigOption = None,
+    json: JsonOption = False,
+    verbose: VerboseOption = False,
+) -> Answer:
+    """Gets a collection of pictures: faces of 40 people, or Chinese characters drawn from the fonts of this machine.
+
+    \b
+    raymill fetch orl people
+    raymill fetch glyphs data/glyphs
+    """
+    from components.data.collections import fetch as get
+    from components.data.collections import find_collection
+    from pipelines.settings import configure
+
+    settings = configure(find_collection(collection).config(), {}, None, config, overrides or [])
+    with console(json) as progress:
+        progress.begins(collection)
+        made = get(collection, out, settings, lambda step, steps: progress.reports(collection, {"step": step, "steps": steps}))
+    rows = [f"{count} {split} pictures of {made.identities[split]}" for split, count in made.pictures.items()]
+    following = f"raymill prepare {out} DATA" if made.form == "pictures" else f"raymill train recognition {out}"
+    values = {"out": out, "form": made.form, "pictures": made.pictures, "identities": made.identities}
+    return Answer(values, [f"{out}: {', '.join(rows)}", f"next: {following}"])
 
 
 @app.command()
@@ -142,9 +177,9 @@ def prepare(
     from pipelines.settings import configure
 
     settings = configure(PrepareConfig(), {}, None, config, overrides or [])
-    with _console(json) as console, Workers(workers, address) as crew:
-        console.begins("prepare")
-        index = prepare_data(source, out, settings, crew, lambda row: console.reports("prepare", row))
+    with console(json) as progress, Workers(workers, address) as crew:
+        progress.begins("prepare")
+        index = prepare_data(source, out, settings, crew, lambda row: progress.reports("prepare", row))
     rows = {split: index.num_rows(split) for split in index.splits}
     shape = {name: list(column.shape) for name, column in index.columns.items()}
     values = {"data": out, "fingerprint": index.fingerprint, "rows": rows, "columns": shape, "classes": list(index.class_names)}
@@ -179,17 +214,17 @@ def train(
     settings = configure(
         Training.parse({"family": family}, "command line"), family_preset(family, preset or ""), preset, config, assignments
     )
-    command = _again("train", family, data, *assignments, preset=preset, config=config, with_=with_)
-    with _console(json) as console, Workers(workers, address) as crew:
-        artifact, made = make_model(settings, data, with_ or [], place, crew, console, command)
+    command = again("train", family, data, *assignments, preset=preset, config=config, with_=with_)
+    with console(json) as progress, Workers(workers, address) as crew:
+        artifact, made = make_model(settings, data, with_ or [], place, crew, progress, command)
     state = "made" if made else "there already; nothing to do"
-    values = _shown(artifact) | {
+    values = shown(artifact) | {
         "made": made,
         "model": artifact.path("model"),
         "scores": storage.read_json(artifact.path("run.json"))["scores"],
     }
     numbers = [(name, f"{value:.5g}") for name, value in values["scores"].items() if isinstance(value, float)]
-    return Answer(values, [f"{artifact.name}: {state}", *_table(numbers), f"model: {values['model']}"])
+    return Answer(values, [f"{artifact.name}: {state}", *table(numbers), f"model: {values['model']}"])
 
 
 @app.command()
@@ -246,7 +281,7 @@ def evaluate(
     loaded = load_model(find_model(model, place))
     scores = score(loaded, Dataset.open(find_data(data, place), split), batch_size=batch_size, limit=limit)
     numbers = [(name, f"{value:.6g}") for name, value in scores.items() if isinstance(value, float)]
-    return Answer({"model": model, "data": data, "split": split, "scores": scores}, _table(numbers))
+    return Answer({"model": model, "data": data, "split": split, "scores": scores}, table(numbers))
 
 
 @app.command()
@@ -291,7 +326,7 @@ def report(
     place = Store(store)
     chosen = place.resolve(find_pipeline(artifact).stages[-1].name if artifact in PIPELINES else artifact)
     page = write_page(place, chosen, out)
-    return Answer({"artifact": _shown(chosen), "report": page}, [page])
+    return Answer({"artifact": shown(chosen), "report": page}, [page])
 
 
 @app.command()
@@ -317,7 +352,7 @@ def verify(
     if kind is None:
         url, kind = Store(store).resolve(path).url, "artifact"
     files = _verify(kind, url)
-    return Answer({"path": url, "kind": kind, "files": files}, [f"{url}: {kind}, {_count(files, 'file')}, every checksum is right"])
+    return Answer({"path": url, "kind": kind, "files": files}, [f"{url}: {kind}, {counted(files, 'file')}, every checksum is right"])
 
 
 def _verify(kind: str, url: str) -> int:
@@ -334,35 +369,6 @@ def _verify(kind: str, url: str) -> int:
     return verify_dataset(url).shards
 
 
-@contextmanager
-def _console(quiet: bool) -> Iterator[Console]:
-    console = Console(quiet)
-    try:
-        yield console
-    finally:
-        console.close()
-
-
-def _again(*words: str, preset: str | None, config: str | None, with_: list[str] | None = None) -> str:
-    """The command line that makes the same again; where it is made, and by how many workers, does not matter."""
-    import shlex
-
-    options = (["--preset", preset] if preset else []) + (["--config", config] if config else [])
-    options += [word for model in with_ or [] for word in ("--with", model)]
-    return shlex.join(["raymill", *words, *options])
-
-
-def _shown(artifact: Artifact) -> dict[str, Any]:
-    manifest = artifact.manifest
-    return {
-        "name": artifact.name,
-        "fingerprint": artifact.fingerprint,
-        "url": artifact.url,
-        "seconds": manifest.seconds,
-        "made_at": manifest.made_at,
-    }
-
-
 def _scores(artifacts: Any) -> tuple[dict[str, Any], list[str]]:
     """Every score that the artifacts tell, and lines that show it beside its target and what it is compared with."""
     from components.report.findings import FILE, Findings
@@ -375,17 +381,7 @@ def _scores(artifacts: Any) -> tuple[dict[str, Any], list[str]]:
         target = [] if score.target is None else [f"target: {limit} {figure(score.target, score.unit)}"]
         tail = f"  ({', '.join(target + beside)})" if target + beside else ""
         rows.append((score.name, f"{figure(score.value, score.unit)} {score.unit}".strip() + tail))
-    return {score.name: score.to_json() for score in scores}, _table(rows)
-
-
-def _table(rows: Any) -> list[str]:
-    pairs = list(rows)
-    width = max((len(name) for name, _ in pairs), default=0)
-    return [f"  {name:<{width}}  {text}".rstrip() for name, text in pairs]
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}{'' if number == 1 else 's'}"
+    return {score.name: score.to_json() for score in scores}, table(rows)
 
 
 if __name__ == "__main__":

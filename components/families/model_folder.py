@@ -15,6 +15,7 @@ import safetensors.torch
 from safetensors import SafetensorError
 
 from components import storage
+from components.config import Config
 from components.errors import UserError, did_you_mean
 from components.families.catalogue import FAMILIES
 from components.families.contract import Family, replicated
@@ -85,6 +86,19 @@ def read_model_rows(url: str, spans: Spans) -> Rows:
     """Rows of the sharded children of the model at `url`: child -> those in its span. Raises UserError when they are not all there."""
     header = _header(url)
     return read_rows(url, header.get("rows", {}), header["sha256"], spans)
+
+
+def copy_model(url: str, out: str, config: Config) -> None:
+    """Copies the model folder at `url` to `out` with other values in its config, of which none may change the weights' shapes."""
+    header = _header(url)
+    assert header["config"].keys() == config.to_json().keys(), "a config of another family"
+    storage.remove(out)
+    with tempfile.TemporaryDirectory() as scratch:
+        for name in header["sha256"]:
+            local = str(Path(scratch) / "file")
+            storage.download(storage.join(url, name), local)
+            storage.upload(local, storage.join(out, name))
+    storage.write_json(storage.join(out, COMMIT), header | {"config": config.to_json()})
 
 
 def verify_model(url: str) -> int:

@@ -21,7 +21,7 @@ from pipelines.stage import Pipeline, Task, stage
 from pipelines.store import Artifact
 from pipelines.tokens import TOKENS, TokensConfig
 
-COMMANDS = ("list", "prepare", "train", "run", "sample", "evaluate", "export", "report", "verify")
+COMMANDS = ("list", "fetch", "prepare", "train", "run", "sample", "evaluate", "export", "report", "verify")
 
 
 class WordsConfig(Config):
@@ -139,9 +139,11 @@ def test_an_interrupted_run_exits_130(argv: list[str], capsys: pytest.CaptureFix
 
 
 def test_every_command_has_help_with_examples(capsys: pytest.CaptureFixture[str]) -> None:
-    assert {info.name or info.callback.__name__ for info in app.registered_commands if info.callback} == set(COMMANDS)
-    for command in COMMANDS:
-        assert main([command, "--help"]) == 0
+    groups = [(("",), app), *(((f"{group.name} ",), group.typer_instance) for group in app.registered_groups)]
+    commands = [before + (info.name or info.callback.__name__) for (before,), each in groups for info in each.registered_commands]
+    assert {command for command in commands if " " not in command} == set(COMMANDS)
+    for command in commands:
+        assert main([*command.split(), "--help"]) == 0
         text = capsys.readouterr().out
         assert re.search(rf"^ +raymill {command} \S|^ +raymill {command}$", text, re.MULTILINE), command
         assert "--json" in text

@@ -1,0 +1,62 @@
+"""What the commands of `raymill` share: their common options, and how they tell what they made."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Annotated, Any
+
+import typer
+
+from pipelines.console import Console
+from pipelines.store import Artifact
+
+Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Options of the config by dotted name.")]
+StoreOption = Annotated[str, typer.Option("--store", help="Folder or s3:// URL of the artifacts.", envvar="RAYMILL_STORE")]
+PresetOption = Annotated[str | None, typer.Option("--preset", help="quick, base or full.")]
+ConfigOption = Annotated[str | None, typer.Option("--config", help="YAML file of config values, laid over the preset.")]
+WorkersOption = Annotated[int, typer.Option("--workers", help="Ray workers; 0 runs in this process, without Ray.")]
+AddressOption = Annotated[str | None, typer.Option("--address", help="host:port of a running Ray cluster (default: one of its own).")]
+JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object on stdout, nothing else there.")]
+VerboseOption = Annotated[bool, typer.Option("--verbose", help="Log to stderr; show tracebacks.")]
+
+
+@contextmanager
+def console(quiet: bool) -> Iterator[Console]:
+    """Progress on stderr for the time of a command."""
+    shown = Console(quiet)
+    try:
+        yield shown
+    finally:
+        shown.close()
+
+
+def again(*words: str, preset: str | None, config: str | None, with_: list[str] | None = None) -> str:
+    """The command line that makes the same again; where it is made, and by how many workers, does not matter."""
+    options = (["--preset", preset] if preset else []) + (["--config", config] if config else [])
+    options += [word for model in with_ or [] for word in ("--with", model)]
+    return shlex.join(["raymill", *words, *options])
+
+
+def shown(artifact: Artifact) -> dict[str, Any]:
+    """An artifact in `--json`."""
+    manifest = artifact.manifest
+    return {
+        "name": artifact.name,
+        "fingerprint": artifact.fingerprint,
+        "url": artifact.url,
+        "seconds": manifest.seconds,
+        "made_at": manifest.made_at,
+    }
+
+
+def table(rows: Iterable[tuple[str, str]]) -> list[str]:
+    """Lines of names and texts, one under the other."""
+    pairs = list(rows)
+    width = max((len(name) for name, _ in pairs), default=0)
+    return [f"  {name:<{width}}  {text}".rstrip() for name, text in pairs]
+
+
+def counted(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
