@@ -28,7 +28,7 @@ WINDOWS_AT_A_TIME = 512
 class DetectorConfig(Config):
     """How faces are looked for. The defaults are those that the networks were published with."""
 
-    min_face: int = Field(20, ge=12, description="side in pixels of the smallest face to find; a smaller one takes more time")
+    min_face: int = Field(20, ge=12, description="side in pixels of the smallest windows that are looked at; smaller ones take more time")
     padding: int = Field(0, ge=0, description="pixels to add around the picture, for faces that fill it")
     pyramid_factor: float = Field(0.709, gt=0, lt=1, description="size of each level of the pyramid relative to the one before")
     thresholds: tuple[float, float, float] = Field((0.6, 0.7, 0.7), description="probability of a face that each network asks for")

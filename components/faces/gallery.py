@@ -34,7 +34,7 @@ class GalleryHeader(Config):
 
 
 class _Stored(GalleryHeader):
-    """The header in the file, with the SHA-256 of the rows."""
+    """The header in the file, with the SHA-256 of itself and the rows."""
 
     version: int = Field(1, ge=1, le=1)
     sha256: str
@@ -141,7 +141,7 @@ def read_gallery(url: str, model: str | None = None) -> Gallery:
     plain = GalleryHeader.parse(header.model_dump(mode="json", exclude={"version", "sha256"}), url)
     gallery = Gallery(plain, tuple(table["name"].to_pylist()), vectors, tuple(table["pictures"].to_pylist()))
     if _checksum(gallery) != header.sha256:
-        raise UserError(f"{url} was altered: its rows have sha256 {_checksum(gallery)}, expected {header.sha256}; enrol its people again")
+        raise UserError(f"{url} was altered: its content has sha256 {_checksum(gallery)}, expected {header.sha256}; enrol its people again")
     if model is not None and model != header.model:
         raise UserError(f"{url} was made by the model {header.model}, this is the model {model}; use that one, or enrol the people anew")
     return gallery
@@ -154,7 +154,8 @@ def _schema(embedding_dim: int) -> pa.Schema:
 
 
 def _checksum(gallery: Gallery) -> str:
-    digest = hashlib.sha256(np.ascontiguousarray(gallery.embeddings, "<f4").tobytes())
+    digest = hashlib.sha256(gallery.header.model_dump_json().encode())
+    digest.update(np.ascontiguousarray(gallery.embeddings, "<f4").tobytes())
     for name, pictures in zip(gallery.names, gallery.pictures, strict=True):
         digest.update(f"{name}\0{pictures}\0".encode())
     return digest.hexdigest()
