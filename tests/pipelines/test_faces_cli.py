@@ -35,7 +35,7 @@ class PixelConfig(Config):
 
 
 class Pixels(Family):
-    """Projections of small pictures: tells apart what looks different, without training."""
+    """Projections of small pictures of the inner face: tells apart what looks different, without training."""
 
     Config = PixelConfig
 
@@ -44,7 +44,7 @@ class Pixels(Family):
         self.projection = nn.Parameter(torch.randn(196, 64, generator=torch.Generator().manual_seed(0)))
 
     def embed(self, images: Tensor) -> Tensor:
-        small = F.adaptive_avg_pool2d(images, 14).flatten(1)
+        small = F.adaptive_avg_pool2d(images[..., 12:44, 12:44], 14).flatten(1)
         return F.normalize((small - small.mean(1, keepdim=True)) @ self.projection)
 
 
