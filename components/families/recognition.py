@@ -28,12 +28,14 @@ from components.functional.margins import DEFAULT_MARGINS, SCALED, Margin, annea
 from components.functional.photometric import PHOTOMETRIC
 from components.networks.class_rows import ClassRows
 from components.networks.embedding import BasicBlock, Bottleneck, ResidualEmbedder
+from components.networks.gabor import GaborEmbedder
 from components.training.class_parallel import cross_entropy, gather_rows
 from components.training.context import Context
-from components.training.randomness import Draws
+from components.training.randomness import Draws, generator
 
 logger = logging.getLogger(__name__)
 
+BEND_POINTS, BEND_REACH = 5, 0.12
 MANY_CLASSES = 1000
 SCALES = (30.0, 64.0)  # below and from so many classes on
 RESNETS: dict[str, tuple[tuple[int, ...], tuple[int, ...], type[BasicBlock] | type[Bottleneck]]] = {  # widths, depths, block
@@ -57,7 +59,9 @@ class RecognitionConfig(Config):
     image_size: tuple[int, int] = Field((112, 112), description="height and width in pixels")
     num_classes: int = Field(0, ge=0, description="training classes; 0: as many as the data has")
     classes: str = Field("", description="fingerprint of the names of the training classes; empty: the data's")
-    backbone: Literal["compact", "resnet18", "resnet50"] = "compact"
+    backbone: Literal["compact", "gabor", "resnet18", "resnet50"] = Field(
+        "compact", description="gabor: frozen filters and a learned linear map, for a few dozen people"
+    )
     widths: tuple[int, ...] = Field((32, 64, 128), min_length=1, description="compact: channels after each halving")
     depths: tuple[int, ...] = Field((1, 1, 1), min_length=1, description="compact: blocks at each width")
     embedding_dim: int = Field(128, gt=0)
@@ -66,6 +70,10 @@ class RecognitionConfig(Config):
         "none", description="takes the light out of every picture, in training and in use"
     )
     augment: Augmentation = Augmentation()
+    virtual_identities: int = Field(1, ge=1, description="classes made of each: the pictures as they are, and bent in fixed ways")
+    virtual_reach: float | None = Field(
+        None, gt=0, lt=0.5, description="how far bending moves points, as a share of half a side; none: 0.12"
+    )
     loss: Literal["softmax", "l_softmax", "sphereface", "normface", "adacos", "cosface", "arcface", "combined"] = "arcface"
     scale: float | None = Field(None, gt=0, description="s of the losses on cosines; none: 64 from 1,000 classes on, else 30")
     m1: float | None = Field(None, description="factor of the angle (L-Softmax, SphereFace, combined); none: the paper's")
@@ -89,6 +97,10 @@ class RecognitionConfig(Config):
             for name in ("widths", "depths"):
                 if getattr(self, name) != type(self).model_fields[name].default:
                     raise ValueError(f"{name} has no effect on backbone={self.backbone}; leave it out or choose compact")
+        if self.backbone == "gabor" and self.image_channels != 1:
+            raise ValueError(f"backbone=gabor reads grey pictures, these have {self.image_channels} channels; prepare with channels=1")
+        if self.virtual_reach is not None and self.virtual_identities == 1:
+            raise ValueError(f"virtual_reach={self.virtual_reach} has no effect with virtual_identities=1; leave it out")
         if self.move_unsampled and self.sample_rate == 1:
             raise ValueError("move_unsampled has no effect with sample_rate=1; leave it out")
         if self.annealing is not None and self.loss not in ("l_softmax", "sphereface"):
@@ -130,6 +142,7 @@ class Recognition(Family):
 
     Config = RecognitionConfig
     config: RecognitionConfig
+    bends: Tensor
     sharded = ("head",)
     averaged = ("backbone",)
     recomputed = ("backbone.blocks.*",)
@@ -145,10 +158,9 @@ class Recognition(Family):
     def __init__(self, config: RecognitionConfig) -> None:
         super().__init__(config)
         c = config
-        widths, depths, block = RESNETS.get(c.backbone, (c.widths, c.depths, BasicBlock))
-        shape = (c.image_channels, *c.image_size)
-        self.backbone = ResidualEmbedder(shape, widths, depths, block, c.embedding_dim, c.dropout)
-        self.head = ClassRows(c.num_classes, c.embedding_dim, bias=c.loss == "softmax")
+        self.backbone = _backbone(c)
+        self.head = ClassRows(c.num_classes * c.virtual_identities, c.embedding_dim, bias=c.loss == "softmax")
+        self.register_buffer("bends", _bends(c), persistent=False)
         self.phases = (Phase("recognition", ("backbone", "head")),)
 
     @classmethod
@@ -190,13 +202,19 @@ class Recognition(Family):
         return F.normalize(picture + mirror)
 
     def loss(self, phase: str, batch: Batch, ctx: Context) -> PhaseOutput:
-        embeddings = self._vectors(augment(pixels(batch), self.config.augment, ctx.random), ctx.random)
-        labels = ctx.gather(batch[LABEL])
+        images, labels = self._bent(augment(pixels(batch), self.config.augment, ctx.random), batch[LABEL], ctx.random)
+        features = self.backbone.features(self._normalised(images))
+        embeddings, labels = self.backbone.read(features, ctx.random), ctx.gather(labels)
         with torch.autocast(embeddings.device.type, enabled=False):
-            embeddings = gather_rows(embeddings, ctx)
+            embeddings = gather_rows(embeddings.float(), ctx)
             rows, bias, targets = self._rows(labels, ctx)
             losses = cross_entropy(margin_logits(embeddings, rows, targets, margin_of(self.config, ctx.step), bias), targets, ctx.world)
-        return PhaseOutput(losses.mean(), {"target_probability": (-losses.detach()).exp().mean()}, gathered_rows=len(labels))
+        metrics = {"target_probability": (-losses.detach()).exp().mean()}
+        return PhaseOutput(losses.mean(), metrics, self.backbone.statistics(features), gathered_rows=len(labels))
+
+    def after_step(self, phase: str, stats: dict[str, Tensor], ctx: Context) -> None:
+        if isinstance(self.backbone, GaborEmbedder):
+            self.backbone.update(stats)
 
     def evaluate(self, batch: Batch, ctx: Context) -> dict[str, tuple[Tensor, Tensor]]:
         lengths = self._vectors(pixels(batch)).norm(dim=1)
@@ -222,11 +240,21 @@ class Recognition(Family):
         except RuntimeError as error:
             raise UserError(f"start does not fit: {str(error).splitlines()[-1].strip()}; give it and this model the same shapes") from None
 
-    def _vectors(self, images: Tensor, random: Draws | None = None) -> Tensor:
-        """Embeddings (B, D) float32 of any length; `random` only while training."""
-        if self.config.photometric != "none":
-            images = PHOTOMETRIC[self.config.photometric](images)
-        return self.backbone(images, random).float()
+    def _vectors(self, images: Tensor) -> Tensor:
+        """Embeddings (B, D) float32 of any length."""
+        return self.backbone.read(self.backbone.features(self._normalised(images))).float()
+
+    def _normalised(self, images: Tensor) -> Tensor:
+        return images if self.config.photometric == "none" else PHOTOMETRIC[self.config.photometric](images)
+
+    def _bent(self, images: Tensor, labels: Tensor, random: Draws) -> tuple[Tensor, Tensor]:
+        """Pictures as one of the virtual identities of each, by chance, and those identities' labels."""
+        count = self.config.virtual_identities
+        if count == 1:
+            return images, labels
+        which = random.integers("virtual", count, (len(images),))
+        grid = F.affine_grid(torch.eye(2, 3, device=images.device)[None], [1, 1, *images.shape[2:]], align_corners=False)
+        return F.grid_sample(images, grid + self.bends[which], padding_mode="border", align_corners=False), labels * count + which
 
     def _rows(self, labels: Tensor, ctx: Context) -> tuple[Tensor, Tensor | None, Tensor]:
         """This worker's class rows in this step (n, D), their biases (n,), and each label's place among them or -1 (B,)."""
@@ -245,6 +273,23 @@ class Recognition(Family):
         rows = F.embedding(index, self.head.weight, sparse=sparse)
         bias = self.head.bias
         return rows, None if bias is None else bias.gather(0, index, sparse_grad=sparse), targets
+
+
+def _backbone(config: RecognitionConfig) -> ResidualEmbedder | GaborEmbedder:
+    if config.backbone == "gabor":
+        return GaborEmbedder(config.embedding_dim, config.dropout)
+    widths, depths, block = RESNETS.get(config.backbone, (config.widths, config.depths, BasicBlock))
+    return ResidualEmbedder((config.image_channels, *config.image_size), widths, depths, block, config.embedding_dim, config.dropout)
+
+
+def _bends(config: RecognitionConfig) -> Tensor:
+    """How each virtual identity moves the points of a picture, (V, H, W, 2) as shares of half a side; the first one not at all."""
+    if config.virtual_identities == 1:
+        return torch.zeros(1, 1, 1, 2)
+    corners = torch.rand(config.virtual_identities, 2, BEND_POINTS, BEND_POINTS, generator=generator("virtual identities"))
+    moves = (2 * corners - 1) * (config.virtual_reach or BEND_REACH)
+    moves[0] = 0
+    return F.interpolate(moves, config.image_size, mode="bicubic", align_corners=True).permute(0, 2, 3, 1).contiguous()
 
 
 def _training_classes(data: DataShape) -> tuple[str, ...]:

@@ -67,12 +67,20 @@ class ResidualEmbedder(nn.Module):
         for _ in widths[1:]:
             height, width = math.ceil(height / 2), math.ceil(width / 2)
         features = widths[-1] * height * width
-        self.read = nn.Sequential(_norm(widths[-1]), nn.ReLU(), nn.Flatten(), nn.LayerNorm(features))
+        self.flat = nn.Sequential(_norm(widths[-1]), nn.ReLU(), nn.Flatten(), nn.LayerNorm(features))
         self.dropout = Dropout(dropout, "embedding")
         self.out = nn.Linear(features, embedding_dim)
 
-    def forward(self, images: Tensor, random: Draws | None = None) -> Tensor:
-        return self.out(self.dropout(self.read(self.blocks(self.stem(images))), random))
+    def features(self, images: Tensor) -> Tensor:
+        """The last map, flat."""
+        return self.flat(self.blocks(self.stem(images)))
+
+    def read(self, features: Tensor, random: Draws | None = None) -> Tensor:
+        return self.out(self.dropout(features, random))
+
+    def statistics(self, features: Tensor) -> dict[str, Tensor]:
+        """None: no buffers."""
+        return {}
 
 
 def _convolution(channels: int, width: int, kernel: int, stride: int = 1, zero: bool = False) -> list[nn.Module]:

@@ -28,6 +28,7 @@ class TrainConfig(Config):
     checkpoint_every: int = Field(200, gt=0)
     keep_last: int = Field(1, ge=1, description="newest checkpoints kept")
     keep_best: int = Field(0, ge=0, description="checkpoints kept for their held-out score")
+    held_out: str = Field("test", description="split of the data that is scored")
     evaluate_every: int = Field(0, ge=0, description="0: at the end only")
     evaluate_rows: int | None = Field(None, gt=0, description="held-out rows scored while training; all at the end")
     publish: Literal["last", "best"] = "last"

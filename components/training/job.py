@@ -15,7 +15,7 @@ from torch import Tensor
 from components import storage
 from components.config import Config, fingerprint
 from components.data.dataset import Dataset
-from components.errors import UserError
+from components.errors import UserError, did_you_mean
 from components.families.contract import Family
 from components.families.model_folder import COMMIT as MODEL_COMMIT
 from components.families.model_folder import family_class, load_model, save_model
@@ -73,10 +73,12 @@ def execute(job: TrainingJob, outlet: Outlet) -> None:
         return
     check_fits(job.train, outlet.world.size)
     data = Dataset.open(job.data, "train")
-    held_out = Dataset.open(job.data, "test") if "test" in data.splits else None
+    if job.train.held_out not in {*data.splits, "test"}:
+        raise UserError(f"train.held_out={job.train.held_out} is no split of {job.data}; {did_you_mean(job.train.held_out, data.splits)}")
+    held_out = Dataset.open(job.data, job.train.held_out) if job.train.held_out in data.splits else None
     if job.train.evaluate_every and held_out is None:
         raise UserError(
-            f"train.evaluate_every={job.train.evaluate_every} needs held-out rows, but {job.data} has no test split; set it to 0"
+            f"train.evaluate_every={job.train.evaluate_every} needs held-out rows, but {job.data} has no {job.train.held_out} split; set it to 0"
         )
     started = time.perf_counter()
     trainer = Trainer(build(job, data), job.train, outlet)

@@ -46,6 +46,10 @@ VARIANTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "sampled, sgd": ({"sample_rate": 0.3}, {"optimizer": {"name": "sgd", "lr": 1e-2, "momentum": 0.9, "weight_decay": 1e-2}}),
     "sampled, all rows move": ({"sample_rate": 0.3, "move_unsampled": True}, {"optimizer": {"name": "sgd", "lr": 1e-2, "momentum": 0.9}}),
     "softmax with biases": ({"loss": "softmax", "scale": None, "m3": None, "sample_rate": 0.5}, {"optimizer": {"name": "sgd", "lr": 1e-2}}),
+    "gabor, virtual identities": (
+        {"backbone": "gabor", "virtual_identities": 3, "widths": (32, 64, 128), "depths": (1, 1, 1)},
+        {"optimizer": {"name": "sgd", "lr": 1e-2}},
+    ),
     "micro-batches, clipped": ({}, {"accumulate": 2, "clip_norm": 0.05, "optimizer": {"name": "sgd", "lr": 1e-2}}),
 }
 
@@ -120,11 +124,11 @@ def test_an_embedding_is_of_the_picture_and_its_mirror_image(make_job) -> None:
     model = build(job, Dataset.open(job.data)).eval()
     assert isinstance(model, Recognition)
     images = torch.rand(5, 1, 28, 28)
-    expected = model.backbone(images) + model.backbone(images.flip(-1))
+    expected = sum(model.backbone.read(model.backbone.features(each)) for each in (images, images.flip(-1)))
     assert torch.allclose(model.embed(images), expected / expected.norm(dim=1, keepdim=True), atol=1e-6)
     assert torch.allclose(model.embed(images), model.embed(images.flip(-1)), atol=1e-6)
     plain = Recognition(model.config.model_copy(update={"flip_test": False})).eval()
-    assert torch.equal(plain.embed(images), F.normalize(plain.backbone(images)))
+    assert torch.equal(plain.embed(images), F.normalize(plain.backbone.read(plain.backbone.features(images))))
 
 
 def test_a_published_model_embeds_without_its_head_and_gives_rows_when_asked(make_job) -> None:

@@ -1,0 +1,104 @@
+"""ORL faces, five folds of eight people never trained on, pairs pooled: our recipe beside plain softmax, PCA and raw pixels.
+
+    raymill fetch orl people
+    python -m benchmarks.orl people
+
+Faces are found and aligned first; each fold trains on the other 32 people, with two workers.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import tempfile
+import time
+from typing import Any
+
+import torch
+
+from benchmarks.table import Table
+from components.data.dataset import Dataset
+from components.data.identities import IdentityFold, split_identities
+from components.data.loader import evaluation_batches
+from components.data.write import write_dataset
+from components.evaluation.calibration import embeddings
+from components.evaluation.verification import pooled_verification_scores
+from components.evaluation.verification_baselines import pca_embeddings, pixel_embeddings
+from components.faces.aligned import aligned_columns, aligned_rows, folder_pictures
+from components.faces.aligner import Aligner, FaceConfig
+from components.families.model_folder import load_model
+from components.families.recognition import Recognition
+from components.training.job import TrainingJob
+from pipelines.faces_config import RECIPE, SOFTMAX
+from pipelines.workers import Workers
+
+FOLDS, SIDE = 5, 112
+Fold = tuple[torch.Tensor, torch.Tensor]  # embeddings and labels of the people tested
+
+
+def align(people: str, out: str) -> None:
+    """The aligned faces of a folder of people as a data set."""
+    names, pictures = folder_pictures(people)
+    aligner = Aligner(FaceConfig.parse({"detector": {"padding": 20}}, "benchmark"), (SIDE, SIDE), 1)
+    write_dataset(out, {"train": aligned_rows(pictures, aligner)}, aligned_columns(aligner), names)
+
+
+def trained(name: str, settings: dict[str, Any], data: list[str], scratch: str, workers: Workers) -> tuple[list[Fold], list[float]]:
+    """Embeddings of each fold's people by a model trained on the others, and the seconds that took."""
+    folds, seconds = [], []
+    for number, url in enumerate(data):
+        run = f"{scratch}/{name}-{number}"
+        job = TrainingJob.parse({"family": "recognition", "data": url, "run": run, **settings}, "benchmark")
+        started = time.perf_counter()
+        workers.train(job, lambda row: None)
+        seconds.append(time.perf_counter() - started)
+        model = load_model(f"{run}/model")
+        assert isinstance(model, Recognition)
+        folds.append(embeddings(model, Dataset.open(url, "test")))
+    return folds, seconds
+
+
+def untrained(data: list[str], components: int | None) -> list[Fold]:
+    """Raw pixels, averaged over 2 x 2, or their principal components fitted on the fold's training pictures."""
+    folds = []
+    for url in data:
+        known, unseen = (_small(url, split) for split in ("train", "test"))
+        vectors = pixel_embeddings(unseen[0]) if components is None else pca_embeddings(known[0], unseen[0], components)
+        folds.append((vectors, unseen[1]))
+    return folds
+
+
+def _small(url: str, split: str) -> Fold:
+    batches = list(evaluation_batches(Dataset.open(url, split), 256))
+    images = torch.cat([batch["image"] for batch in batches]).float() / 255
+    return torch.nn.functional.avg_pool2d(images, 2), torch.cat([batch["label"] for batch in batches])
+
+
+def main(people: str, seeds: int = 1, workers: int = 2) -> Table:
+    table = Table(f"ORL, {FOLDS} folds, pooled pairs", ["method", "EER", "TAR@1e-2", "TAR@1e-3", "AUC", "10-fold", "rank-1", "s a fold"])
+    with tempfile.TemporaryDirectory() as scratch, Workers(workers) as crew:
+        align(people, f"{scratch}/aligned")
+        data = [f"{scratch}/fold-{fold}" for fold in range(FOLDS)]
+        for fold, url in enumerate(data):
+            split_identities(f"{scratch}/aligned", url, IdentityFold(fold=fold, folds=FOLDS))
+        rows: list[tuple[str, list[Fold], list[float]]] = [
+            ("raw pixels", untrained(data, None), [0.0]),
+            ("PCA, 60 components", untrained(data, 60), [0.0]),
+        ]
+        for seed in range(seeds):
+            for name, settings in (("plain softmax", SOFTMAX), ("CosFace", RECIPE)):
+                seeded = settings | {"train": settings["train"] | {"seed": seed}}
+                rows.append((f"{name}, seed {seed}", *trained(f"{name}-{seed}".replace(" ", "-"), seeded, data, scratch, crew)))
+        for name, folds, seconds in rows:
+            s = pooled_verification_scores(folds)
+            table.add(name, s.eer, s.tar_at["1e-2"], s.tar_at["1e-3"], s.auc, s.accuracy, s.rank1, statistics.median(seconds))
+    return table
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("people", help="folder of folders of pictures, as `raymill fetch orl` makes it")
+    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--workers", type=int, default=2, help="0: this process alone")
+    chosen = parser.parse_args()
+    print(main(chosen.people, chosen.seeds, chosen.workers))
