@@ -14,6 +14,7 @@ from components import storage
 from components.report.figures import Curve, chart_svg, curve_svg, histogram_svg
 from components.report.findings import Findings, Picture, Score, Table
 from components.report.numbers import duration, figure, number
+from components.report.sweep import TRIALS, sweep_section
 from components.training.record import read_metrics
 
 TEMPLATE = Path(__file__).parent / "page.html"
@@ -60,6 +61,7 @@ def render(title: str, summary: str, exhibits: Sequence[Exhibit], command: str) 
             for each, found in findings
             for place, h in enumerate(found.histograms)
         ],
+        sweeps=[sweep_section(each.url, each.stage) for each in exhibits if each.holds(TRIALS)],
         trainings=[_training(each) for each in trainings],
         timings=_timings(exhibits),
         lineage=[_ancestry(each) for each in exhibits],
