@@ -8,6 +8,7 @@ Tune places trials, reuses their processes and restarts those that die. What the
 from __future__ import annotations
 
 import json
+import logging
 import queue
 import tempfile
 import threading
@@ -26,6 +27,8 @@ from components.sweep.trial import Guide, Outcome, is_evaluation, run_trial
 from components.training.job import TrainingJob
 from components.training.outlet import Outlet, Row
 
+logger = logging.getLogger(__name__)
+
 MAX_FAILURES = 3
 NEWS = "news"  # the one key of Tune's results that is ours: JSON text, so that Tune neither flattens nor judges it
 
@@ -41,6 +44,7 @@ def run_trials(guide: Guide, cpus: float, gpus: float | None = None, at_most: in
     resources = {"CPU": cpus} | ({"GPU": gpus} if gpus else {})
     at_once = min(capacity(resources), at_most or capacity(resources))
     desk = _Desk(guide, gpu=gpus > 0)
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # what trials come to is told here, and traced in the workers' logs
     with tempfile.TemporaryDirectory(prefix="raymill-tune-") as scratch:
         tuner = tune.Tuner(
             tune.with_resources(TrialProcess, resources),
@@ -55,6 +59,7 @@ def run_trials(guide: Guide, cpus: float, gpus: float | None = None, at_most: in
                 name="sweep",
                 storage_path=scratch,
                 failure_config=tune.FailureConfig(max_failures=MAX_FAILURES),
+                checkpoint_config=tune.CheckpointConfig(checkpoint_frequency=0, checkpoint_at_end=False),
                 stop=_StopAll(desk),
                 verbose=0,
             ),
@@ -130,6 +135,12 @@ class _Desk:
         self._numbers: dict[str, int] = {}
         self.problem: Exception | None = None
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return object, ()  # Tune pickles its parts into a record that nobody reads
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Desk:
+        return self
+
     def next(self, trial_id: str) -> dict[str, Any] | str | None:
         try:
             if self.problem is not None or self._guide.exhausted():
@@ -156,7 +167,10 @@ class _Desk:
             self.problem = self.problem or error
             return False
 
-    def dies(self, trial_id: str) -> None:
+    def loses(self, trial_id: str) -> None:
+        logger.warning("the process of trial %s died; another takes it up", self._numbers[trial_id])
+
+    def gives_up(self, trial_id: str) -> None:
         number = self._numbers[trial_id]
         self.problem = self.problem or RuntimeError(
             f"trial {number} failed {MAX_FAILURES + 1} times; the logs of its processes are in {log_folder()}"
@@ -175,7 +189,7 @@ class _Search(Searcher):
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         if error:
-            self._desk.dies(trial_id)
+            self._desk.gives_up(trial_id)
 
 
 class _Schedule(FIFOScheduler):
@@ -191,6 +205,9 @@ class _Schedule(FIFOScheduler):
     def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
         if "row" not in json.loads(result.get(NEWS, "{}")):  # else it was stopped at this row, which has been taken
             self._desk.takes(trial.trial_id, result)
+
+    def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
+        self._desk.loses(trial.trial_id)
 
 
 class _StopAll(Stopper):
