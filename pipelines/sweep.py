@@ -5,10 +5,13 @@ raymill sweep classifier data/fashion --vary train.optimizer.lr='log: [1e-3, 1e-
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any
+
+import yaml
 
 from components import storage
 from components.data.dataset import Dataset
@@ -19,13 +22,14 @@ from components.families.model_folder import family_class
 from components.report.findings import FILE, Findings, Score, Table
 from components.report.page import Exhibit, render
 from components.report.sweep import TRIALS
+from components.sweep.space import text
 from components.training.job import build
 from components.training.randomness import LANE
 from pipelines.reporting import PAGE
 from pipelines.settings import Training
 from pipelines.source import Source, SourceReader
 from pipelines.stage import Progress, Stage, Step, Task, make
-from pipelines.store import Artifact, Manifest, Recipe, Store
+from pipelines.store import Artifact, FileEntry, Manifest, Recipe, Store
 from pipelines.sweep_config import SweepConfig, resolve, show_values, train_command
 from pipelines.sweep_guide import Entry, SweepGuide
 from pipelines.training import read_sources, training_job
@@ -60,13 +64,14 @@ def make_sweep(
     )
 
     def run(task: Task[SweepConfig], **sources: Source) -> None:
+        started = time.perf_counter()
         for line in told:
             task.report({"line": line})
         alone = partial(train_command, data=data, children=children, preset=preset)
         with SweepGuide(config, sources, store, task.draft.work, index.shape, alone, task.report) as guide:
             workers.run_trials(guide, config.resources.cpus, config.resources.gpus, at_most)
             _require_a_result(guide)
-            _write(task, guide, recipe, sources, alone)
+            _write(task, guide, _manifest(task, guide, recipe, sources, time.perf_counter() - started), alone)
             guide.tidy()
 
     step = Step(Stage(STAGE, VERSION, run, (), SweepConfig), config, recipe, sources, {})
@@ -105,28 +110,34 @@ def _require_a_result(guide: SweepGuide) -> None:
         raise UserError(f"none of {len(guide.entries)} trials came to a score; {problem}")
 
 
-def _write(
-    task: Task[SweepConfig], guide: SweepGuide, recipe: Recipe, sources: dict[str, Source], command: Callable[[Training], str]
-) -> None:
+def _write(task: Task[SweepConfig], guide: SweepGuide, manifest: Manifest, command: Callable[[Training], str]) -> None:
     """Leaves everything that the sweep found in the draft."""
-    best = guide.best()
+    best, folder = guide.best(), str(task.draft.folder)
     assert best is not None
-    folder = str(task.draft.folder)
+    assert best.artifact is not None
     storage.write_json(storage.join(folder, TRIALS), _trials(task.config, guide, best, command))
     _findings(task.config, guide, best).write(folder)
-    manifest = Manifest(
-        **recipe.model_dump(exclude={"fingerprint"}),
-        sources={name: source.url for name, source in sources.items()},
-        files={name: {"bytes": storage.size(storage.join(folder, name)), "sha256": ""} for name in (FILE, TRIALS)},
-        seconds=sum(entry.outcome.seconds for entry in guide.entries if entry.outcome is not None),
-        made_at=datetime.now(UTC).isoformat(timespec="milliseconds"),
-        command=task.command,
-    )
-    assert best.artifact is not None
+    sizes = {name: storage.size(storage.join(folder, name)) or 0 for name in (FILE, TRIALS)}
+    manifest = manifest.model_copy(update={"files": {name: FileEntry(bytes=size, sha256="") for name, size in sizes.items()}})
     exhibits = [Exhibit(best.artifact.url, best.artifact.manifest.to_json()), Exhibit(folder, manifest.to_json())]
     title = f"Sweep of {task.config.family}"
     summary = f"{len(guide.entries)} trials, searched by {task.config.search}, scheduler {task.config.scheduler}."
-    storage.write_bytes(storage.join(folder, PAGE), render(title, summary, exhibits, task.command).encode())
+    config = yaml.safe_dump(task.config.identity(), sort_keys=False, allow_unicode=True, width=100)
+    storage.write_bytes(storage.join(folder, PAGE), render(title, summary, exhibits, task.command, config).encode())
+
+
+def _manifest(task: Task[SweepConfig], guide: SweepGuide, recipe: Recipe, sources: dict[str, Source], seconds: float) -> Manifest:
+    """What the sweep's own page says of it, which is part of the artifact: files and checksums are not known yet."""
+    best = guide.best()
+    others = seconds - (best.outcome.seconds if best is not None and best.outcome is not None else 0.0)  # the page counts the best apart
+    return Manifest(
+        **recipe.model_dump(exclude={"fingerprint"}),
+        sources={name: source.url for name, source in sources.items()},
+        files={},
+        seconds=max(0.0, others),
+        made_at=datetime.now(UTC).isoformat(timespec="milliseconds"),
+        command=task.command,
+    )
 
 
 def _trials(config: SweepConfig, guide: SweepGuide, best: Entry, command: Callable[[Training], str]) -> dict[str, Any]:
@@ -134,6 +145,7 @@ def _trials(config: SweepConfig, guide: SweepGuide, best: Entry, command: Callab
     assert config.judge is not None
     return {
         "judge": config.judge.to_json(),
+        "keys": list(config.vary),
         "vary": {key: space.to_json() for key, space in config.vary.items()},
         "rungs": list(config.rungs),
         "best": best.number,
@@ -173,12 +185,12 @@ def _findings(config: SweepConfig, guide: SweepGuide, best: Entry) -> Findings:
         title="The best trials",
         caption=f"By {config.judge.score} of the published model on all held-out rows; – where a parameter does not exist.",
         columns=("trial", *keys, config.judge.score),
-        rows=tuple((str(entry.number), *(_cell(entry.values.get(key)) for key in keys), value) for value, entry in scored[:SHOWN]),
+        rows=tuple((str(entry.number), *_cells(entry, keys), value) for value, entry in scored[:SHOWN]),
         ours=0,
     )
     return Findings(scores=(headline,), tables=(table,))
 
 
-def _cell(value: Any) -> str | float | None:
-    """Numbers as text of their own digits: a learning rate is not rounded like a score."""
-    return None if value is None else f"{value:g}" if isinstance(value, (int, float)) and not isinstance(value, bool) else str(value)
+def _cells(entry: Entry, keys: list[str]) -> list[str]:
+    """A trial's values as text: a learning rate is not rounded like a score."""
+    return [text(entry.values[key]) if key in entry.values else "–" for key in keys]

@@ -25,7 +25,7 @@ from components.errors import UserError, did_you_mean
 from components.families.model_folder import family_class
 from components.sweep.halving import rungs
 from components.sweep.search import random_values
-from components.sweep.space import Space, Values, in_order
+from components.sweep.space import Space, Values, in_order, text
 from components.training.config import TrainConfig
 from components.training.loop import check_fits
 from pipelines.settings import Training, configure, family_preset
@@ -101,14 +101,14 @@ class SweepConfig(Training):
 def read_vary(assignments: Iterable[str]) -> dict[str, Any]:
     """`key=space` texts of the command line as plain values; raises UserError for one that is not such a text."""
     spaces: dict[str, Any] = {}
-    for text in assignments:
-        key, separator, space = text.partition("=")
+    for assignment in assignments:
+        key, separator, space = assignment.partition("=")
         try:
             values = yaml.safe_load(space)
         except yaml.YAMLError:
             values = None
         if not separator or not isinstance(values, dict):
-            raise UserError(f"--vary {text!r} is not KEY=SPACE, for example train.optimizer.lr='log: [1e-3, 1e-1]'")
+            raise UserError(f"--vary {assignment!r} is not KEY=SPACE, for example train.optimizer.lr='log: [1e-3, 1e-1]'")
         if key in spaces:
             raise UserError(f"--vary {key} is given twice; give each key one space")
         spaces[key] = values
@@ -118,6 +118,8 @@ def read_vary(assignments: Iterable[str]) -> dict[str, Any]:
 def configure_sweep(family: str, preset: str | None, file: str | None, vary: Iterable[str], assignments: list[str]) -> SweepConfig:
     """From the family's preset, a config file, `--vary` and overrides, in this order; raises UserError naming where it fails."""
     config = configure(SweepConfig.parse({"family": family}, "command line"), family_preset(family, preset or ""), preset, file, [])
+    if config.family != family:
+        raise UserError(f"{file} is about family {config.family!r}, the command line about {family!r}; give the same")
     spaces = config.to_json()["vary"] | read_vary(vary)  # a space replaces one that the file has, it is not laid over it
     return override(SweepConfig.parse(config.to_json() | {"vary": spaces}, "--vary"), assignments)
 
@@ -165,7 +167,7 @@ def assignments_of(values: Mapping[str, Any]) -> list[str]:
 
 def show_values(values: Mapping[str, Any]) -> str:
     """`lr=0.01, dropout=0.2`: values by the last parts of their keys, for people."""
-    return ", ".join(f"{key.rpartition('.')[2]}={value}" for key, value in values.items())
+    return ", ".join(f"{key.rpartition('.')[2]}={text(value)}" for key, value in values.items())
 
 
 def train_command(settings: Training, data: str, children: Iterable[str], preset: str | None) -> str:

@@ -168,7 +168,7 @@ class SweepGuide:
         before = len(self.entries)
         while not self._used_up and (place := len(self.entries)) < self._config.trials and self._can_draw(place):
             known = self._records.get(place)
-            values = known.values if known is not None else self._propose(place)
+            values = self._propose(place) if known is None else {key: known.values[key] for key in self._config.vary if key in known.values}
             if values is None:
                 self._used_up = True
                 self._report({"line": f"the space holds no more than {place} different trials that are valid"})

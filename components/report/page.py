@@ -37,8 +37,8 @@ class Exhibit:
         return any(file == name or file.startswith(f"{name}/") for file in self.manifest["files"])
 
 
-def render(title: str, summary: str, exhibits: Sequence[Exhibit], command: str) -> str:
-    """The page of `exhibits`, given in the order in which they were made; `command` makes them again."""
+def render(title: str, summary: str, exhibits: Sequence[Exhibit], command: str, config: str | None = None) -> str:
+    """The page of `exhibits`, given in the order in which they were made; `command` makes them again, and `config` is its config file."""
     from jinja2 import Environment, StrictUndefined
 
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
@@ -65,7 +65,7 @@ def render(title: str, summary: str, exhibits: Sequence[Exhibit], command: str) 
         trainings=[_training(each) for each in trainings],
         timings=_timings(exhibits),
         lineage=[_ancestry(each) for each in exhibits],
-        config=config_yaml(exhibits),
+        config=config_yaml(exhibits) if config is None else config,
         command=command,
     )
 

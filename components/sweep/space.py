@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_serializer, model_validator
 
 from components.config import Config
 from components.errors import UserError, did_you_mean
@@ -55,6 +55,11 @@ class Space(Config):
         if self.log is not None and self.low <= 0:
             raise ValueError(f"log: [{self.low}, {self.high}] reaches down to {self.low}; a logarithmic space begins above 0")
         return self
+
+    @model_serializer
+    def _only_what_is_given(self) -> dict[str, Any]:
+        given = {self.kind: list(getattr(self, self.kind))}
+        return given | ({"when": {key: list(values) for key, values in self.when.items()}} if self.when else {})
 
     @property
     def kind(self) -> str:
@@ -120,6 +125,11 @@ def in_order(spaces: Mapping[str, Space]) -> list[str]:
             raise UserError(f"vary: {', '.join(circle)} exist only in dependence on each other; leave out one `when`")
         ordered += ready
     return ordered
+
+
+def text(value: Any) -> str:
+    """A value as a config file has it, for people."""
+    return str(value).lower() if isinstance(value, bool) or value is None else f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _number_if_one(value: Any) -> Any:
