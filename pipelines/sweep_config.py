@@ -17,9 +17,9 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Literal, Self
 
 import yaml
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from components.config import Config, override
+from components.config import Config, override, read_yaml
 from components.data.columns import DataShape
 from components.errors import UserError, did_you_mean
 from components.families.model_folder import family_class
@@ -67,6 +67,14 @@ class SweepConfig(Training):
     seed: int = Field(0, ge=0, description="of the search; train.seed is the trials'")
     resources: Resources = Resources()
 
+    @field_validator("vary", mode="before")
+    @classmethod
+    def _spaces(cls, vary: Any) -> Any:
+        """Parsed one by one, so that a mistake in a space is told with its key."""
+        if not isinstance(vary, Mapping):
+            raise ValueError("give a mapping of dotted config keys to spaces")
+        return {key: space if isinstance(space, Space) else _parse_space(key, space) for key, space in vary.items()}
+
     @model_validator(mode="after")
     def _sweep_options_have_an_effect(self) -> Self:
         if self.scheduler != "asha" and self.asha != Asha():
@@ -98,6 +106,12 @@ class SweepConfig(Training):
         return {name: value for name, value in self.to_json().items() if name != "resources"}
 
 
+def _parse_space(key: str, values: Any) -> Space:
+    if not isinstance(values, Mapping):
+        raise ValueError(f"{key}: {values!r} is no space; write one such as {{uniform: [0, 1]}}")
+    return Space.parse(values, f"vary {key}")
+
+
 def read_vary(assignments: Iterable[str]) -> dict[str, Any]:
     """`key=space` texts of the command line as plain values; raises UserError for one that is not such a text."""
     spaces: dict[str, Any] = {}
@@ -117,9 +131,10 @@ def read_vary(assignments: Iterable[str]) -> dict[str, Any]:
 
 def configure_sweep(family: str, preset: str | None, file: str | None, vary: Iterable[str], assignments: list[str]) -> SweepConfig:
     """From the family's preset, a config file, `--vary` and overrides, in this order; raises UserError naming where it fails."""
+    asked = read_yaml(file).get("family", family) if file is not None else family
+    if asked != family:
+        raise UserError(f"{file} is about family {asked!r}, the command line about {family!r}; give the same")
     config = configure(SweepConfig.parse({"family": family}, "command line"), family_preset(family, preset or ""), preset, file, [])
-    if config.family != family:
-        raise UserError(f"{file} is about family {config.family!r}, the command line about {family!r}; give the same")
     spaces = config.to_json()["vary"] | read_vary(vary)  # a space replaces one that the file has, it is not laid over it
     return override(SweepConfig.parse(config.to_json() | {"vary": spaces}, "--vary"), assignments)
 

@@ -92,6 +92,7 @@ def _parallel(field: Field, spaces: Mapping[str, Space], name: str) -> str:
     axes.spines[["left", "bottom"]].set_visible(False)
     axes.tick_params(length=0)
     axes.set_xlim(-0.3, len(scales) - 0.8)
+    axes.set_ylim(1.3 * ABSENT, 1.05)
     return to_svg(figure, name)
 
 

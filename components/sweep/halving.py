@@ -41,7 +41,7 @@ def rungs(steps: int, evaluate_every: int, grace_steps: int, factor: int) -> tup
 
 
 def verdicts(courses: Sequence[Course], steps: Sequence[int], factor: int, best: Literal["min", "max"]) -> list[Verdict]:
-    """One verdict a trial, in order of numbers. A score that is no number is worse than any."""
+    """One verdict a trial, in order of numbers. A score that is no number ends its trial."""
     reached: dict[int, list[float]] = {step: [] for step in steps}  # badness of the trials before, ascending
     unknown: set[int] = set()  # rungs of which a trial before may still come to tell its score
     return [_verdict(course, steps, factor, best, reached, unknown) for course in courses]
@@ -66,6 +66,6 @@ def _verdict(
         badness = float("inf") if score != score else score if best == "min" else -score
         better = bisect_left(reached[step], badness)
         insort(reached[step], badness)
-        if better >= -(-len(reached[step]) // factor):
+        if badness == float("inf") or better >= -(-len(reached[step]) // factor):
             return Verdict(stopped_at=step)
     return Verdict()
