@@ -16,6 +16,10 @@ class UserError(ValueError):
         super().__init__(" ".join(message.split()))
 
 
+class Diverged(UserError):
+    """Training whose numbers stopped being finite: an end of the run for its user, and a result for a sweep."""
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """The tail of an error about an unknown name: the nearest known one, or all of them when none is near."""
     choices = sorted(known)

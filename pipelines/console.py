@@ -35,6 +35,10 @@ class Console:
             self._bar = self._bars.add_task(stage, total=None, facts="")
 
     def reports(self, stage: str, row: Mapping[str, Any]) -> None:
+        """Takes progress: step of steps, with numbers, or `facts` for people; a row with a `line` tells that for good."""
+        if "line" in row:
+            self._say(f"{stage}: {row['line']}")
+            return
         self._pace.see(row)
         facts = ", ".join(self._pace.facts(row))
         if self._bars is not None and self._bar is not None:
@@ -96,7 +100,7 @@ class Pace:
 
     def facts(self, row: Mapping[str, Any]) -> list[str]:
         losses = [value for name, value in row.items() if name.split(".")[0] == "loss"]  # of each phase; the first is the model's own
-        facts = [f"loss {number(losses[0])}"] if losses else []
+        facts = [*row.get("facts", ()), *([f"loss {number(losses[0])}"] if losses else [])]
         if isinstance(row.get("samples_per_second"), float):
             facts.append(f"{row['samples_per_second']:.0f} samples/s")
         return facts

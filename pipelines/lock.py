@@ -19,7 +19,10 @@ POLL_SECONDS = 0.3
 
 @contextmanager
 def locked(path: Path, waiting: Callable[[str], None]) -> Iterator[None]:
-    """Holds the lock at `path`; calls `waiting(owner)` once when another process has it, and then waits for that process."""
+    """Holds the lock at `path`; calls `waiting(owner)` once when another process has it, and then waits for that process.
+
+    An exception that `waiting` raises ends the attempt.
+    """
     descriptor = _take(path, waiting)
     try:
         os.truncate(descriptor, 0)
@@ -56,10 +59,11 @@ def _take(path: Path, waiting: Callable[[str], None]) -> int:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            if not told:
-                waiting(_owner(descriptor))
-                told = True
+            owner = _owner(descriptor)
             os.close(descriptor)
+            if not told:
+                waiting(owner)
+                told = True
             time.sleep(POLL_SECONDS)
             continue
         if _is_at(descriptor, path):

@@ -225,6 +225,11 @@ class Store:
         storage.remove(draft.work)
         return Artifact(url, manifest)
 
+    def discard(self, recipe: Recipe) -> None:
+        """Removes the work folder of `recipe`, unless a process is at it."""
+        if not self._local or not is_locked(Path(self.place("locks", f"{recipe.name}.lock"))):
+            storage.remove(self.place("runs", recipe.name))
+
     def sweep(self) -> None:
         """Removes what killed processes left and nobody needs: drafts without a maker, work folders of published artifacts."""
         for name in storage.list_names(self.place("runs")):

@@ -15,7 +15,7 @@ from components.training.job import TrainingJob
 from pipelines.settings import Training
 from pipelines.source import Source, SourceReader
 from pipelines.stage import Progress, Stage, Step, Task, make
-from pipelines.store import COMMIT, Artifact, Recipe, Store
+from pipelines.store import COMMIT, Artifact, Draft, Recipe, Store
 from pipelines.workers import Workers
 
 MODEL = "model"
@@ -27,18 +27,29 @@ def train_model(task: Task[Training], data: str, children: Mapping[str, str] | N
 
     `children` maps names to the model folders of earlier models that it builds on; `known` are model options that follow from those.
     """
-    job = TrainingJob(
-        family=task.config.family,
-        model=task.config.model.to_json() | dict(known or {}),
-        train=task.config.train,
+    task.workers.train(training_job(task.config, data, task.draft.work, children or {}, known), task.report)
+    adopt_run(task.draft)
+
+
+def training_job(
+    settings: Training, data: str, run: str, children: Mapping[str, str], known: Mapping[str, Any] | None = None
+) -> TrainingJob:
+    """The job that trains `settings` in the run folder `run`; arguments as for `train_model`."""
+    return TrainingJob(
+        family=settings.family,
+        model=settings.model.to_json() | dict(known or {}),
+        train=settings.train,
         data=data,
-        run=task.draft.work,
-        children=dict(children or {}),
-        children_kept=tuple(name for name in KEPT.get(task.config.family, ()) if name in (children or {})),
+        run=run,
+        children=dict(children),
+        children_kept=tuple(name for name in KEPT.get(settings.family, ()) if name in children),
     )
-    task.workers.train(job, task.report)
+
+
+def adopt_run(draft: Draft) -> None:
+    """Copies what a finished run leaves from the work folder into the draft."""
     for name in (MODEL, "metrics", "run.json"):
-        task.draft.adopt(storage.join(task.draft.work, name), name)
+        draft.adopt(storage.join(draft.work, name), name)
 
 
 def find_model(reference: str, store: Store) -> str:
@@ -73,14 +84,8 @@ def make_model(
         train_model(task, data.url, {name: model.url for name, model in models.items()})
 
     reader = SourceReader(store)
-    sources = {"data": reader.read(find_data(data, store), "DATA")}
-    for text in children:
-        name, separator, reference = text.partition("=")
-        if not separator or not name.isidentifier() or name == "data":
-            raise UserError(f"--with {text!r} is not NAME=MODEL, for example tokenizer=store/artifacts/tokenizer-0123456789abcdef")
-        sources[name] = reader.read(find_model(reference, store), f"--with {name}")
-    inputs = {name: source.fingerprint for name, source in sources.items()}
-    recipe = Recipe(stage=settings.family, version=1, config=settings.to_json(), inputs=inputs)
+    sources = read_sources(reader, data, children, store)
+    recipe = model_recipe(settings, sources)
     step = Step(Stage(settings.family, 1, build, (), Training), settings, recipe, sources, {})
     try:
         found, made = make(step, {}, store, workers, progress, command)
@@ -89,6 +94,23 @@ def make_model(
         store.tidy()
     progress.ends(settings.family, found, made)
     return found, made
+
+
+def read_sources(reader: SourceReader, data: str, children: list[str], store: Store) -> dict[str, Source]:
+    """The data and the models that a training outside any pipeline builds on, by name; `children` are NAME=MODEL texts."""
+    sources = {"data": reader.read(find_data(data, store), "DATA")}
+    for text in children:
+        name, separator, reference = text.partition("=")
+        if not separator or not name.isidentifier() or name == "data":
+            raise UserError(f"--with {text!r} is not NAME=MODEL, for example tokenizer=store/artifacts/tokenizer-0123456789abcdef")
+        sources[name] = reader.read(find_model(reference, store), f"--with {name}")
+    return sources
+
+
+def model_recipe(settings: Training, sources: Mapping[str, Source]) -> Recipe:
+    """What `raymill train` makes of the settings and sources."""
+    inputs = {name: source.fingerprint for name, source in sources.items()}
+    return Recipe(stage=settings.family, version=1, config=settings.to_json(), inputs=inputs)
 
 
 @contextmanager

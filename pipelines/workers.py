@@ -10,6 +10,7 @@ from components.errors import UserError
 
 if TYPE_CHECKING:
     from clusters.train import WorkerGroup
+    from components.sweep.trial import Guide
     from components.training.job import TrainingJob
 
 
@@ -48,6 +49,17 @@ class Workers:
 
             self._group = self._session.enter_context(worker_group(self.count))
         self._group.train(job, show)
+
+    def run_trials(self, guide: Guide, cpus: float, gpus: float | None, at_most: int | None) -> None:
+        """Runs the trials of a sweep, each on so many CPUs and GPUs, `at_most` of them at once."""
+        if self.connect() == 0:
+            from components.sweep.trial import run_here
+
+            run_here(guide)
+            return
+        from clusters.tune import run_trials
+
+        run_trials(guide, cpus, gpus, at_most)
 
     def __enter__(self) -> Workers:
         return self

@@ -48,22 +48,22 @@ class Curve:
 
 def curve_svg(curve: Curve, name: str) -> str:
     """`name` tells this figure's inner identifiers from those of the page's other figures."""
-    figure, axes = _figure(INCHES)
+    figure, axes = new_figure(INCHES)
     axes.plot(curve.steps, curve.values, color=SERIES, linewidth=1.4)
     if curve.held_out:
         axes.plot(curve.held_out_steps, curve.held_out, color=SECOND, linewidth=1.2, marker="o", markersize=2.6)
     every = [*curve.values, *curve.held_out]
     if min(every) > 0 and curve.values[0] / curve.values[-1] > WIDE_RATIO:
         axes.set_yscale("log")
-        _plain_numbers(axes.yaxis)
+        plain_numbers(axes.yaxis)
     axes.set_title(curve.title, fontsize=9, color=INK, loc="left")
     axes.set_xlim(left=0)
-    return _svg(figure, name)
+    return to_svg(figure, name)
 
 
 def chart_svg(chart: Chart, name: str) -> str:
     """The legend stands below the axes, where it covers no point."""
-    figure, axes = _figure(CHART_INCHES)
+    figure, axes = new_figure(CHART_INCHES)
     for place, (series, (colour, mark, dashes)) in enumerate(zip(chart.series, LOOKS, strict=False)):
         apart = max(1, len(series.x) // MARKS)
         line = {"linestyle": dashes, "linewidth": 1.5, "markevery": (place % apart, apart)} if series.joined else {"linestyle": "none"}
@@ -72,28 +72,28 @@ def chart_svg(chart: Chart, name: str) -> str:
     axes.set_ylabel(chart.y_label, fontsize=9, color=INK)
     if chart.log_x:
         axes.set_xscale("log")
-        _plain_numbers(axes.xaxis)
+        plain_numbers(axes.xaxis)
     if chart.log_y:
         axes.set_yscale("log")
-        _plain_numbers(axes.yaxis)
+        plain_numbers(axes.yaxis)
     axes.tick_params(labelsize=8.5)
     axes.grid(axis="x", color=MUTED, linewidth=0.4, alpha=0.35)
     columns = 1 if max(len(series.name) for series in chart.series) > LONG_NAME else 2
     figure.legend(loc="outside lower left", ncols=columns, fontsize=8.5, labelcolor=INK, frameon=False, handlelength=3.4)
-    return _svg(figure, name)
+    return to_svg(figure, name)
 
 
 def histogram_svg(shares: Sequence[float], name: str) -> str:
     """Shares as bars that touch, beside the share of an even use."""
-    figure, axes = _figure(WIDE_INCHES)
+    figure, axes = new_figure(WIDE_INCHES)
     axes.bar(range(len(shares)), shares, width=1.0, color=SERIES, linewidth=0)
     axes.axhline(1 / len(shares), color=SECOND, linewidth=1.2)
     axes.set_xlim(-0.5, len(shares) - 0.5)
     axes.set_ylim(bottom=0)
-    return _svg(figure, name)
+    return to_svg(figure, name)
 
 
-def _plain_numbers(axis: Axis) -> None:
+def plain_numbers(axis: Axis) -> None:
     """Plain numbers instead of powers of ten on a logarithmic axis, and enough of them on one of few decades."""
     from matplotlib.ticker import LogLocator
 
@@ -103,7 +103,8 @@ def _plain_numbers(axis: Axis) -> None:
     axis.set_minor_formatter("")
 
 
-def _figure(inches: tuple[float, float]) -> tuple[Figure, Axes]:
+def new_figure(inches: tuple[float, float]) -> tuple[Figure, Axes]:
+    """Empty axes in the page's style."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=inches, layout="constrained")
@@ -117,7 +118,8 @@ def _figure(inches: tuple[float, float]) -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def _svg(figure: Figure, name: str) -> str:
+def to_svg(figure: Figure, name: str) -> str:
+    """The figure as an `<svg>` element; stand-ins become the page's colours, and `name` makes its inner identifiers its own."""
     import matplotlib
 
     buffer = io.StringIO()

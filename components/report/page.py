@@ -14,6 +14,7 @@ from components import storage
 from components.report.figures import Curve, chart_svg, curve_svg, histogram_svg
 from components.report.findings import Findings, Picture, Score, Table
 from components.report.numbers import duration, figure, number
+from components.report.sweep import TRIALS, sweep_section
 from components.training.record import read_metrics
 
 TEMPLATE = Path(__file__).parent / "page.html"
@@ -36,8 +37,8 @@ class Exhibit:
         return any(file == name or file.startswith(f"{name}/") for file in self.manifest["files"])
 
 
-def render(title: str, summary: str, exhibits: Sequence[Exhibit], command: str) -> str:
-    """The page of `exhibits`, given in the order in which they were made; `command` makes them again."""
+def render(title: str, summary: str, exhibits: Sequence[Exhibit], command: str, config: str | None = None) -> str:
+    """The page of `exhibits`, given in the order in which they were made; `command` makes them again, and `config` is its config file."""
     from jinja2 import Environment, StrictUndefined
 
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
@@ -60,10 +61,11 @@ def render(title: str, summary: str, exhibits: Sequence[Exhibit], command: str) 
             for each, found in findings
             for place, h in enumerate(found.histograms)
         ],
+        sweeps=[sweep_section(each.url, each.stage) for each in exhibits if each.holds(TRIALS)],
         trainings=[_training(each) for each in trainings],
         timings=_timings(exhibits),
         lineage=[_ancestry(each) for each in exhibits],
-        config=config_yaml(exhibits),
+        config=config_yaml(exhibits) if config is None else config,
         command=command,
     )
 

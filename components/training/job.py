@@ -92,9 +92,9 @@ def execute(job: TrainingJob, outlet: Outlet) -> None:
         with closing(checkpoints):  # whatever happens, the last save gets onto storage
             steps = _run(job, trainer, checkpoints, data, held_out)
     scores = trainer.evaluate(held_out, None) if held_out is not None else {}
-    _publish(job, trainer)
     if outlet.world.rank == 0:
         record.finish({"scores": scores, "seconds": time.perf_counter() - started, "steps_this_start": steps})
+    _publish(job, trainer)  # last: a run with a model has its record too
     outlet.world.barrier()
 
 

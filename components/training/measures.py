@@ -12,7 +12,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from components.errors import UserError
+from components.errors import Diverged
 from components.training.communication import Communication
 from components.training.outlet import Row
 from components.training.utilization import ForwardFlops, peak_flops, peak_memory_bytes
@@ -61,7 +61,7 @@ class Measures:
         self._rates[phase] = lr
 
     def read(self, step: int, seconds_waited: float) -> Row:
-        """The row of the interval that ends at `step`, the same on every worker. Raises UserError when a number is not finite."""
+        """The row of the interval that ends at `step`, the same on every worker. Raises Diverged when a number is not finite."""
         names = sorted(self._sums)
         # Shares add up to one over the workers of a step, so these quotients of sums are means over global batches.
         local = torch.stack([self._sums[name] for name in names] + [torch.tensor(self._calls[name], device=self._device) for name in names])
@@ -94,7 +94,7 @@ class Measures:
     def _require_finite(self, row: Row) -> None:
         bad = [name for name, value in row.items() if value != value or abs(value) == float("inf")]
         if bad:
-            raise UserError(
+            raise Diverged(
                 f"training stopped at step {row['step']}: {', '.join(bad)} not finite; lower optimizer.lr, clip tighter (clip_norm) or use "
                 f"precision=float32; the last checkpoint is intact"
             )

@@ -1,0 +1,178 @@
+"""Sweeps on Ray Tune: warm processes, the bits of plain training, processes and drivers that die, on one shared cluster."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from benchmarks.kill import descendants
+from clusters.session import ray_cluster
+from components.errors import UserError
+from components.sweep.trial import Outcome, Trial
+from components.training.job import execute
+from components.training.outlet import Outlet, Row
+from pipelines.cli import main
+from tests.sweep.test_trial import job, same
+
+pytestmark = pytest.mark.ray
+
+TINY = ("model.widths=[4,8]", "model.feature_dim=8", "train.batch_size=32", "train.log_every=1", "train.checkpoint_every=2")
+RATE = ("--vary", "train.optimizer.lr=log: [1e-4, 1e-1]")
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[None]:
+    with ray_cluster(None, cpus=2):
+        yield
+
+
+def sweep(data: Path, store: Path, *words: str) -> list[str]:
+    return ["sweep", "classifier", str(data), *TINY, *RATE, *words, "--store", str(store), "--json"]
+
+
+def run(argv: list[str], capfd: pytest.CaptureFixture[str]) -> tuple[dict[str, Any], str]:
+    capfd.readouterr()
+    code = main(argv)
+    out, err = capfd.readouterr()
+    assert code == 0, err
+    return json.loads(out), err
+
+
+def processes(pid: int) -> list[int]:
+    """Trial processes that `pid` has started, through Ray's own."""
+    return [child for child, line in descendants(pid).items() if "ray::" in line and "ResourceTrainable" in line]
+
+
+class Listed:
+    """A guide with a list of jobs, which stops none."""
+
+    def __init__(self, *jobs: Any) -> None:
+        self._jobs, self._next = jobs, 0
+        self.rows: list[Row] = []
+        self.ended: dict[int, Outcome] = {}
+        self.first = threading.Event()
+
+    def next(self) -> Trial | None:
+        self._next += 1
+        return Trial(self._next - 1, self._jobs[self._next - 1])
+
+    def exhausted(self) -> bool:
+        return self._next == len(self._jobs)
+
+    def reports(self, number: int, row: Row) -> bool:
+        self.rows.append(row)
+        self.first.set()
+        return True
+
+    def ends(self, number: int, outcome: Outcome) -> None:
+        self.ended[number] = outcome
+
+
+def test_a_sweep_on_ray_is_the_sweep_of_one_process_and_then_does_nothing(
+    cluster: None, tmp_path: Path, small_data_folders: dict[str, Path], capfd: pytest.CaptureFixture[str]
+) -> None:
+    words = ("--trials", "4", "--scheduler", "asha", "train.steps=18")
+    there, err = run(sweep(small_data_folders["images"], tmp_path / "ray", *words), capfd)
+    assert "Trial" not in err  # no tables, no logs of the framework
+    here, _ = run(sweep(small_data_folders["images"], tmp_path / "plain", *words, "--workers", "0"), capfd)
+    assert there["trials"] == here["trials"]
+    assert {trial["state"] for trial in there["trials"]} == {"finished", "stopped"}
+    for trial in there["trials"]:
+        if trial["artifact"]:
+            assert same(*(tmp_path / store / "artifacts" / trial["artifact"] for store in ("ray", "plain")))
+    again, _ = run(sweep(small_data_folders["images"], tmp_path / "ray", *words), capfd)
+    assert not again["made"]
+    assert again["trials"] == there["trials"]
+
+
+def test_a_killed_process_costs_nothing_but_time(cluster: None, tmp_path: Path, small_data_folders: dict[str, Path]) -> None:
+    from clusters.tune import run_trials
+
+    data, long = small_data_folders["images"], {"steps": 400, "checkpoint_every": 20, "evaluate_every": 20}
+    guide = Listed(job(tmp_path / "killed", data, **long))
+
+    def kill() -> None:
+        guide.first.wait(60)
+        os.kill(processes(os.getpid())[0], signal.SIGKILL)
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    run_trials(guide, cpus=1)
+    killer.join()
+    execute(job(tmp_path / "calm", data, **long), Outlet(torch.device("cpu")))
+    assert json.loads((tmp_path / "killed" / "run.json").read_text())["starts"] == 2
+    assert same(tmp_path / "killed", tmp_path / "calm")
+    assert guide.ended[0].state == "finished"
+    assert sorted({row["step"] for row in guide.rows}) == list(range(20, 401, 20))
+
+
+def test_a_users_mistake_arrives_as_itself(cluster: None, tmp_path: Path) -> None:
+    from clusters.tune import run_trials
+
+    with pytest.raises(UserError, match="no data set"):
+        run_trials(Listed(job(tmp_path / "run", tmp_path)), cpus=1)
+
+
+def test_a_mistake_of_ours_in_the_guide_ends_the_sweep(cluster: None, tmp_path: Path, small_data_folders: dict[str, Path]) -> None:
+    from clusters.tune import run_trials
+
+    class Broken(Listed):
+        def reports(self, number: int, row: Row) -> bool:
+            raise ZeroDivisionError("ours")
+
+    with pytest.raises(ZeroDivisionError, match="ours"):
+        run_trials(Broken(job(tmp_path / "run", small_data_folders["images"])), cpus=1)
+
+
+@pytest.mark.parametrize(("cpus", "gpus", "message"), [(512, 0, "asks for 512 CPU"), (1, 3, "1 CPU and 3 GPU.*0 GPU")])
+def test_what_no_node_holds_is_told_before_anything_starts(cluster: None, cpus: float, gpus: float, message: str) -> None:
+    from clusters.tune import run_trials
+
+    with pytest.raises(UserError, match=message):
+        run_trials(Listed(), cpus, gpus)
+
+
+@pytest.mark.slow
+def test_a_killed_driver_goes_on_where_it_stopped(
+    tmp_path: Path, small_data_folders: dict[str, Path], capfd: pytest.CaptureFixture[str]
+) -> None:
+    """One trial's process is killed, then the driver, by SIGKILL; the same command ends with what an undisturbed sweep ends with."""
+    data = small_data_folders["images"]
+    words = ("--trials", "6", "--scheduler", "asha", "train.steps=900", "train.checkpoint_every=10")
+    command = [sys.executable, "-m", "pipelines.cli", *sweep(data, tmp_path / "killed", *words, "--workers", "2")]
+    driver = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    records = tmp_path / "killed" / "runs"
+    _until(lambda: len(list(records.glob("sweep-*/checkpoints/*.json"))) == 2, driver)
+    os.kill(processes(driver.pid)[0], signal.SIGKILL)
+    _until(lambda: any((tmp_path / "killed" / "artifacts").glob("classifier-*/artifact.json")), driver)
+    driver.kill()
+    driver.wait()
+    before = {file: file.stat().st_mtime_ns for file in (tmp_path / "killed" / "artifacts").glob("classifier-*/artifact.json")}
+    assert before
+    assert not list((tmp_path / "killed" / "artifacts").glob("sweep-*"))
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=300, check=True)
+    calm, _ = run(sweep(data, tmp_path / "calm", *words, "--workers", "0"), capfd)
+    assert json.loads(ended.stdout)["trials"] == calm["trials"]
+    assert {file: file.stat().st_mtime_ns for file in before} == before
+    for trial in calm["trials"]:
+        if trial["artifact"]:
+            assert same(*(tmp_path / store / "artifacts" / trial["artifact"] for store in ("killed", "calm")))
+
+
+def _until(happened: Any, driver: subprocess.Popen[bytes]) -> None:
+    deadline = time.monotonic() + 120
+    while not happened():
+        assert driver.poll() is None, driver.stdout.read().decode() if driver.stdout else ""
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
