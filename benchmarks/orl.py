@@ -32,7 +32,7 @@ from components.training.job import TrainingJob
 from pipelines.faces_config import RECIPE, SOFTMAX
 from pipelines.workers import Workers
 
-FOLDS, SIDE = 5, 112
+FOLDS, SIDE = 5, 56
 Fold = tuple[torch.Tensor, torch.Tensor]  # embeddings and labels of the people tested
 
 

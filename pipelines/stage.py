@@ -43,6 +43,7 @@ class Task(Generic[C]):
     workers: Workers
     report: Callable[[Mapping[str, Any]], None]  # progress: {"step": 20, "steps": 100, "loss": 0.1}
     command: str  # what makes this run again
+    store: Store  # for stages that make artifacts of their own: the trials of a sweep
 
 
 @dataclass(frozen=True)
@@ -202,7 +203,7 @@ def make(
             return found, False
         progress.begins(name)
         started = time.perf_counter()
-        task = Task(step.section, draft, workers, lambda row: progress.reports(name, row), command)
+        task = Task(step.section, draft, workers, lambda row: progress.reports(name, row), command, store)
         step.stage.make(**step.sources, **inputs, task=task)
         places = {source_name: source.url for source_name, source in step.sources.items()}
         return store.publish(draft, step.recipe, places, time.perf_counter() - started, command), True

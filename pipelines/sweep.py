@@ -6,7 +6,7 @@ raymill sweep classifier data/fashion --vary train.optimizer.lr='log: [1e-3, 1e-
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any
@@ -65,14 +65,8 @@ def make_sweep(
 
     def run(task: Task[SweepConfig], **sources: Source) -> None:
         started = time.perf_counter()
-        for line in told:
-            task.report({"line": line})
-        alone = partial(train_command, data=data, children=children, preset=preset)
-        with SweepGuide(config, sources, store, task.draft.work, index.shape, alone, task.report) as guide:
-            workers.run_trials(guide, config.resources.cpus, config.resources.gpus, at_most)
-            _require_a_result(guide)
-            _write(task, guide, _manifest(task, guide, recipe, sources, time.perf_counter() - started), alone)
-            guide.tidy()
+        best = sweep_into(task, sources, told, partial(train_command, data=data, children=children, preset=preset), at_most)
+        _write_page(task, best, _manifest(task, best, recipe, sources, time.perf_counter() - started))
 
     step = Step(Stage(STAGE, VERSION, run, (), SweepConfig), config, recipe, sources, {})
     try:
@@ -82,6 +76,27 @@ def make_sweep(
         store.tidy()
     progress.ends(STAGE, found, made)
     return found, made
+
+
+def sweep_into(
+    task: Task[SweepConfig], sources: dict[str, Source], told: Iterable[str], alone: Callable[[Training], str], at_most: int | None = None
+) -> Entry:
+    """Runs the sweep of a config that `resolve` completed, leaves trials and findings in the draft, and returns the best trial.
+
+    `told` are lines for people, `alone` is the command that trains one trial. Raises UserError when no trial comes to a score.
+    """
+    config = task.config
+    for line in told:
+        task.report({"line": line})
+    with SweepGuide(config, sources, task.store, task.draft.work, read_index(sources["data"].url).shape, alone, task.report) as guide:
+        task.workers.run_trials(guide, config.resources.cpus, config.resources.gpus, at_most)
+        _require_a_result(guide)
+        best = guide.best()
+        assert best is not None
+        storage.write_json(str(task.draft.folder / TRIALS), _trials(config, guide, best, alone))
+        _findings(config, guide, best).write(str(task.draft.folder))
+        guide.tidy()
+    return best
 
 
 def read_trials(artifact: Artifact) -> dict[str, Any]:
@@ -97,7 +112,7 @@ def _require_known_score(config: SweepConfig, sources: dict[str, Source]) -> Non
     data = sources["data"].url
     children = {name: source.url for name, source in sources.items() if name != "data"}
     model = build(training_job(config.base, data, "", children), Dataset.open(data, "train"))
-    scores = evaluate(model, Dataset.open(data, "test"), limit=LANE)
+    scores = evaluate(model, Dataset.open(data, config.train.held_out), limit=LANE)
     known = [name for name, value in scores.items() if isinstance(value, float)]
     if config.judge.score not in known:
         raise UserError(f"judge.score={config.judge.score!r} is no score of {config.family}; {did_you_mean(config.judge.score, known)}")
@@ -110,26 +125,23 @@ def _require_a_result(guide: SweepGuide) -> None:
         raise UserError(f"none of {len(guide.entries)} trials came to a score; {problem}")
 
 
-def _write(task: Task[SweepConfig], guide: SweepGuide, manifest: Manifest, command: Callable[[Training], str]) -> None:
-    """Leaves everything that the sweep found in the draft."""
-    best, folder = guide.best(), str(task.draft.folder)
-    assert best is not None
+def _write_page(task: Task[SweepConfig], best: Entry, manifest: Manifest) -> None:
+    """The sweep's own page, beside what it tells of."""
     assert best.artifact is not None
-    storage.write_json(storage.join(folder, TRIALS), _trials(task.config, guide, best, command))
-    _findings(task.config, guide, best).write(folder)
+    folder = str(task.draft.folder)
+    trials = len(storage.read_json(storage.join(folder, TRIALS))["trials"])
     sizes = {name: storage.size(storage.join(folder, name)) or 0 for name in (FILE, TRIALS)}
     manifest = manifest.model_copy(update={"files": {name: FileEntry(bytes=size, sha256="") for name, size in sizes.items()}})
     exhibits = [Exhibit(best.artifact.url, best.artifact.manifest.to_json()), Exhibit(folder, manifest.to_json())]
     title = f"Sweep of {task.config.family}"
-    summary = f"{len(guide.entries)} trials, searched by {task.config.search}, scheduler {task.config.scheduler}."
+    summary = f"{trials} trials, searched by {task.config.search}, scheduler {task.config.scheduler}."
     config = yaml.safe_dump(task.config.identity(), sort_keys=False, allow_unicode=True, width=100)
     storage.write_bytes(storage.join(folder, PAGE), render(title, summary, exhibits, task.command, config).encode())
 
 
-def _manifest(task: Task[SweepConfig], guide: SweepGuide, recipe: Recipe, sources: dict[str, Source], seconds: float) -> Manifest:
+def _manifest(task: Task[SweepConfig], best: Entry, recipe: Recipe, sources: dict[str, Source], seconds: float) -> Manifest:
     """What the sweep's own page says of it, which is part of the artifact: files and checksums are not known yet."""
-    best = guide.best()
-    others = seconds - (best.outcome.seconds if best is not None and best.outcome is not None else 0.0)  # the page counts the best apart
+    others = seconds - (best.outcome.seconds if best.outcome is not None else 0.0)  # the page counts the best apart
     return Manifest(
         **recipe.model_dump(exclude={"fingerprint"}),
         sources={name: source.url for name, source in sources.items()},

@@ -146,8 +146,8 @@ def resolve(config: SweepConfig, data: DataShape, splits: Iterable[str], url: st
     """
     if not config.vary:
         raise UserError("nothing varies; give --vary KEY=SPACE, for example --vary train.optimizer.lr='log: [1e-3, 1e-1]'")
-    if "test" not in splits:
-        raise UserError(f"a sweep compares held-out scores, but {url} has no test split; prepare the data with one")
+    if config.train.held_out not in splits:
+        raise UserError(f"a sweep compares held-out scores, but {url} has no {config.train.held_out} split; prepare the data with one")
     known = _keys(config.base.to_json())
     for key in in_order(config.vary):
         if key not in known:
