@@ -97,7 +97,7 @@ def _require_known_score(config: SweepConfig, sources: dict[str, Source]) -> Non
     data = sources["data"].url
     children = {name: source.url for name, source in sources.items() if name != "data"}
     model = build(training_job(config.base, data, "", children), Dataset.open(data, "train"))
-    scores = evaluate(model, Dataset.open(data, "test"), limit=LANE)
+    scores = evaluate(model, Dataset.open(data, config.train.held_out), limit=LANE)
     known = [name for name, value in scores.items() if isinstance(value, float)]
     if config.judge.score not in known:
         raise UserError(f"judge.score={config.judge.score!r} is no score of {config.family}; {did_you_mean(config.judge.score, known)}")

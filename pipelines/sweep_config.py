@@ -84,8 +84,10 @@ class SweepConfig(Training):
         for key in self.vary:
             if key.partition(".")[0] not in ("model", "train"):
                 raise ValueError(f"vary {key}: only keys of model and train can vary, such as train.optimizer.lr")
-            if self.scheduler == "asha" and key in ("train.steps", "train.evaluate_every"):
-                raise ValueError(f"vary {key}: asha compares trials at equal steps; leave it out, or take scheduler=none")
+            if key == "train.held_out":
+                raise ValueError(f"vary {key}: scores of different rows do not compare; leave it out")
+            if self.scheduler == "asha" and key in ("train.steps", "train.evaluate_every", "train.evaluate_rows"):
+                raise ValueError(f"vary {key}: asha compares trials at equal steps on equal rows; leave it out, or take scheduler=none")
         return self
 
     @property
@@ -146,8 +148,8 @@ def resolve(config: SweepConfig, data: DataShape, splits: Iterable[str], url: st
     """
     if not config.vary:
         raise UserError("nothing varies; give --vary KEY=SPACE, for example --vary train.optimizer.lr='log: [1e-3, 1e-1]'")
-    if "test" not in splits:
-        raise UserError(f"a sweep compares held-out scores, but {url} has no test split; prepare the data with one")
+    if config.train.held_out not in splits:
+        raise UserError(f"a sweep compares held-out scores, but {url} has no {config.train.held_out} split; prepare the data with one")
     known = _keys(config.base.to_json())
     for key in in_order(config.vary):
         if key not in known:

@@ -149,7 +149,7 @@ def test_a_killed_driver_goes_on_where_it_stopped(
 ) -> None:
     """One trial's process is killed, then the driver, by SIGKILL; the same command ends with what an undisturbed sweep ends with."""
     data = small_data_folders["images"]
-    words = ("--trials", "6", "--scheduler", "asha", "train.steps=900", "train.checkpoint_every=10")
+    words = ("--trials", "6", "--scheduler", "asha", "train.steps=600", "train.checkpoint_every=10")
     command = [sys.executable, "-m", "pipelines.cli", *sweep(data, tmp_path / "killed", *words, "--workers", "2")]
     driver = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     records = tmp_path / "killed" / "runs"

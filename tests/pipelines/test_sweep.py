@@ -202,6 +202,8 @@ MISTAKES = [
     Case("tpe option without tpe", (*BASE, *RATE, "ahead=2"), ("ahead", "no effect")),
     Case("asha that never judges", (*SWEEP, "asha.grace_steps=9"), ("grace_steps=9", "train.steps=9")),
     Case("asha over steps", (*SWEEP, "--vary", "train.steps=integer: [3, 9]"), ("train.steps", "asha")),
+    Case("scores of different rows", (*BASE, "--vary", "train.held_out=choice: [train, test]"), ("train.held_out",)),
+    Case("split that is not there", (*BASE, *RATE, "train.held_out=validation"), ("validation split",)),
     Case("factor of one", (*SWEEP, "asha.reduction_factor=1"), ("reduction_factor=1",)),
     Case("no CPU", (*BASE, *RATE, "resources.cpus=0"), ("resources.cpus=0",)),
     Case("unknown option", (*BASE, *RATE, "trails=4"), ("'trails'", "did you mean 'trials'")),
