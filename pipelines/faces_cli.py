@@ -44,18 +44,14 @@ def enroll(
         raise UserError(f"{gallery} was made with other options of faces; leave out {' '.join(overrides)}, or begin another gallery")
     if before is not None and not replace and (known := next((name for name in names if name in before.names), None)):
         raise UserError(f"{gallery} has {known!r} already; take the folder away, or give --replace to enrol known people anew")
+    start = before or Gallery.empty(_header(url, system, threshold))
+    if before is not None and threshold is not None:
+        start = before.with_threshold(threshold)
     found: dict[str, list[np.ndarray]] = {name: [] for name in names}
     for picture in pictures:
         found[names[picture.label]].append(system.only(picture.read(), picture.place, several).embedding)
     people = {name: np.stack(embeddings) for name, embeddings in found.items()}
-    if before is None:
-        least, rate = system.threshold(threshold)
-        dim = next(iter(people.values())).shape[1]
-        header = GalleryHeader(model=_fingerprint(url), embedding_dim=dim, threshold=least, false_accept_rate=rate, faces=system.config)
-        before = Gallery.empty(header)
-    elif threshold is not None:
-        before = before.with_threshold(threshold)
-    after = before.enrol(people, replace)
+    after = start.enrol(people, replace)
     write_gallery(after, gallery)
     values = {"gallery": gallery, "people": len(after.names), "enrolled": {name: len(vectors) for name, vectors in found.items()}}
     values |= {"threshold": after.header.threshold, "false_accept_rate": after.header.false_accept_rate}
@@ -152,6 +148,14 @@ def _model_folder(model: str, store: str) -> str:
 
 def _gallery(gallery: str, model_url: str) -> Gallery:
     return read_gallery(gallery, _fingerprint(model_url))
+
+
+def _header(model_url: str, system: FaceSystem, threshold: float | None) -> GalleryHeader:
+    """What holds for a new gallery; raises UserError without a threshold."""
+    least, rate = system.threshold(threshold)
+    return GalleryHeader(
+        model=_fingerprint(model_url), embedding_dim=system.embedding_dim, threshold=least, false_accept_rate=rate, faces=system.config
+    )
 
 
 def _system(model_url: str, config: FaceConfig, overrides: Sequence[str]) -> FaceSystem:

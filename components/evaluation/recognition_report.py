@@ -1,4 +1,4 @@
-"""How well people are told apart who were never trained on: models beside raw pixels and principal components, in scores, a table and curves."""
+"""How well people are told apart who were never trained on: models beside raw pixels and principal components."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from components.data.loader import evaluation_batches
 from components.evaluation.calibration import embeddings
 from components.evaluation.verification import VerificationScores, open_set_rank1, verification_scores
 from components.evaluation.verification_baselines import pca_embeddings, pixel_embeddings
-from components.families.images import LABEL, pixels
+from components.families.images import pixels
 from components.families.recognition import Recognition
 from components.report.findings import Chart, Findings, Score, Series, Table
 
@@ -29,7 +29,9 @@ def compare(models: Mapping[str, Recognition], data: str, ours: str, targets: Ma
     labels = found[ours][1]
     vectors = untrained(data) | {name: each for name, (each, _) in found.items()}
     scores = {name: verification_scores(each, labels) for name, each in vectors.items()}
-    return Findings(scores=_headlines(scores, vectors[ours], labels, ours, targets), tables=(_table(scores, ours),), charts=(_curves(scores),))
+    return Findings(
+        scores=_headlines(scores, vectors[ours], labels, ours, targets), tables=(_table(scores, ours),), charts=(_curves(scores),)
+    )
 
 
 def untrained(data: str) -> dict[str, Tensor]:

@@ -6,6 +6,7 @@ Smallest use: `FaceSystem(model).only(decode(data, "a.jpg"), "a.jpg").embedding`
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Protocol
 
 import numpy as np
@@ -43,6 +44,12 @@ class FaceSystem:
         self.config = config or FaceConfig()
         self._model = model
         self._aligner = Aligner(self.config, model.config.image_size, model.config.image_channels)
+
+    @cached_property
+    def embedding_dim(self) -> int:
+        """D of the embeddings, as the model gives it for a black picture."""
+        with torch.inference_mode():
+            return self._model.embed(torch.zeros(1, *self._aligner.shape)).shape[1]
 
     def faces(self, pixels: np.ndarray) -> list[SeenFace]:
         """All faces of a picture, uint8 (H, W) or (H, W, 3), surest first; [] when there is none."""

@@ -277,7 +277,7 @@ class Recognition(Family):
 
 def _backbone(config: RecognitionConfig) -> ResidualEmbedder | GaborEmbedder:
     if config.backbone == "gabor":
-        return GaborEmbedder(config.embedding_dim, config.dropout)
+        return GaborEmbedder(config.image_size, config.embedding_dim, config.dropout)
     widths, depths, block = RESNETS.get(config.backbone, (config.widths, config.depths, BasicBlock))
     return ResidualEmbedder((config.image_channels, *config.image_size), widths, depths, block, config.embedding_dim, config.dropout)
 

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from components.networks.dropout import Dropout
 from components.training.randomness import Draws
 
-WAVELENGTHS, ORIENTATIONS = (3.0, 4.25), 8  # pixels of the halved picture
+SIDE = 56  # larger pictures are averaged until their shorter side has about so many pixels
+WAVELENGTHS, ORIENTATIONS = (3.0, 4.25), 8  # in those pixels
 LEVELS, GRID = 2, 7
 FEATURES = LEVELS * len(WAVELENGTHS) * ORIENTATIONS * GRID * GRID
 
@@ -29,11 +30,12 @@ class GaborEmbedder(nn.Module):
     square: Tensor
     count: Tensor
 
-    def __init__(self, embedding_dim: int, dropout: float) -> None:
+    def __init__(self, image_size: tuple[int, int], embedding_dim: int, dropout: float) -> None:
         super().__init__()
+        self.pooled = max(1, min(image_size) // SIDE)
         self.register_buffer("kernels", gabor_bank(), persistent=False)
         self.register_buffer("mean", torch.zeros(FEATURES))
-        self.register_buffer("square", torch.ones(()))  # the mean square of a feature around its mean
+        self.register_buffer("square", torch.ones(()))  # the mean square of a feature
         self.register_buffer("count", torch.zeros((), dtype=torch.int64))
         self.dropout = Dropout(dropout, "embedding")
         self.out = nn.Linear(FEATURES, embedding_dim)
@@ -42,7 +44,7 @@ class GaborEmbedder(nn.Module):
     def features(self, images: Tensor) -> Tensor:
         """(B, FEATURES), not negative: the roots of Gabor magnitudes of the standardised picture and of its halves."""
         with torch.no_grad(), torch.autocast(images.device.type, enabled=False):
-            x = F.avg_pool2d(images.float(), 2)
+            x = F.avg_pool2d(images.float(), self.pooled)
             x = (x - x.mean((2, 3), keepdim=True)) / (x.std((2, 3), keepdim=True) + 1e-3)
             reach, maps = self.kernels.shape[-1] // 2, []
             for level in range(LEVELS):
@@ -53,13 +55,12 @@ class GaborEmbedder(nn.Module):
             return torch.cat(maps, 1).flatten(1)
 
     def read(self, features: Tensor, random: Draws | None = None) -> Tensor:
-        centred = (features - self.mean) / self.square.sqrt()
-        return self.out(self.dropout(centred, random))
+        spread = (self.square - self.mean.square().mean()).clamp(min=1e-6).sqrt()
+        return self.out(self.dropout((features - self.mean) / spread, random))
 
     def statistics(self, features: Tensor) -> dict[str, Tensor]:
         """Sums over the rows, for `update`."""
-        around = (features - self.mean).square().mean(1)
-        return {"features": features.sum(0), "squares": around.sum(), "rows": around.new_tensor(len(features))}
+        return {"features": features.sum(0), "squares": features.square().mean(1).sum(), "rows": features.new_tensor(len(features))}
 
     def update(self, stats: dict[str, Tensor]) -> None:
         """Takes the rows of one step into the mean over all that were seen."""

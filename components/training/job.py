@@ -78,7 +78,8 @@ def execute(job: TrainingJob, outlet: Outlet) -> None:
     held_out = Dataset.open(job.data, job.train.held_out) if job.train.held_out in data.splits else None
     if job.train.evaluate_every and held_out is None:
         raise UserError(
-            f"train.evaluate_every={job.train.evaluate_every} needs held-out rows, but {job.data} has no {job.train.held_out} split; set it to 0"
+            f"train.evaluate_every={job.train.evaluate_every} needs held-out rows, but {job.data} has no {job.train.held_out} split; "
+            f"set it to 0"
         )
     started = time.perf_counter()
     trainer = Trainer(build(job, data), job.train, outlet)
