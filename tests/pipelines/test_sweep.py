@@ -232,3 +232,13 @@ def test_a_mistake_gives_one_line_and_leaves_the_store(case: Case, root: Path, c
     before = digest(root / "store")
     require_one_line(argv, case.says, capsys)
     assert digest(root / "store") == before
+
+
+def test_a_sweep_in_an_object_store_is_the_same(s3: str, root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    there = run((*SWEEP, "--store", f"{s3}/store"), root, capsys)
+    here = run((*SWEEP, "--store", str(tmp_path / "local")), root, capsys)
+    assert there["trials"] == here["trials"]
+    assert not run((*SWEEP, "--store", f"{s3}/store"), root, capsys)["made"]
+    store = Store(f"{s3}/store")
+    store.resolve(there["name"]).verify()
+    assert storage.list_files(store.place("runs")) == []
