@@ -84,8 +84,10 @@ class SweepConfig(Training):
         for key in self.vary:
             if key.partition(".")[0] not in ("model", "train"):
                 raise ValueError(f"vary {key}: only keys of model and train can vary, such as train.optimizer.lr")
-            if self.scheduler == "asha" and key in ("train.steps", "train.evaluate_every"):
-                raise ValueError(f"vary {key}: asha compares trials at equal steps; leave it out, or take scheduler=none")
+            if key == "train.held_out":
+                raise ValueError(f"vary {key}: scores of different rows do not compare; leave it out")
+            if self.scheduler == "asha" and key in ("train.steps", "train.evaluate_every", "train.evaluate_rows"):
+                raise ValueError(f"vary {key}: asha compares trials at equal steps on equal rows; leave it out, or take scheduler=none")
         return self
 
     @property

@@ -51,7 +51,8 @@ def run(argv: list[str], capfd: pytest.CaptureFixture[str]) -> tuple[dict[str, A
 
 def processes(pid: int) -> list[int]:
     """Trial processes that `pid` has started, through Ray's own."""
-    return [child for child, line in descendants(pid).items() if "ray::" in line and "ResourceTrainable" in line]
+    titles = ("ray::TrialProcess", "ray::ResourceTrainable")  # between calls, and in one
+    return [child for child, line in descendants(pid).items() if line.startswith(titles)]
 
 
 class Listed:
@@ -117,6 +118,23 @@ def test_a_killed_process_costs_nothing_but_time(cluster: None, tmp_path: Path, 
     assert sorted({row["step"] for row in guide.rows}) == list(range(20, 401, 20))
 
 
+def test_one_warm_process_takes_trial_after_trial(cluster: None, tmp_path: Path, small_data_folders: dict[str, Path]) -> None:
+    from clusters.tune import run_trials
+
+    seen: set[int] = set()
+
+    class Watching(Listed):
+        def reports(self, number: int, row: Row) -> bool:
+            seen.update(processes(os.getpid()))
+            return number != 1 and super().reports(number, row)
+
+    guide = Watching(*(job(tmp_path / str(number), small_data_folders["images"]) for number in range(4)))
+    run_trials(guide, cpus=1, at_most=1)
+    assert len(seen) == 1
+    assert sorted(guide.ended) == [0, 2, 3]  # trial 1 was stopped at its first scores
+    assert not (tmp_path / "1" / "model").exists()
+
+
 def test_a_users_mistake_arrives_as_itself(cluster: None, tmp_path: Path) -> None:
     from clusters.tune import run_trials
 
@@ -149,7 +167,7 @@ def test_a_killed_driver_goes_on_where_it_stopped(
 ) -> None:
     """One trial's process is killed, then the driver, by SIGKILL; the same command ends with what an undisturbed sweep ends with."""
     data = small_data_folders["images"]
-    words = ("--trials", "6", "--scheduler", "asha", "train.steps=900", "train.checkpoint_every=10")
+    words = ("--trials", "6", "--scheduler", "asha", "train.steps=600", "train.checkpoint_every=10")
     command = [sys.executable, "-m", "pipelines.cli", *sweep(data, tmp_path / "killed", *words, "--workers", "2")]
     driver = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     records = tmp_path / "killed" / "runs"

@@ -202,6 +202,8 @@ MISTAKES = [
     Case("tpe option without tpe", (*BASE, *RATE, "ahead=2"), ("ahead", "no effect")),
     Case("asha that never judges", (*SWEEP, "asha.grace_steps=9"), ("grace_steps=9", "train.steps=9")),
     Case("asha over steps", (*SWEEP, "--vary", "train.steps=integer: [3, 9]"), ("train.steps", "asha")),
+    Case("scores of different rows", (*BASE, "--vary", "train.held_out=choice: [train, test]"), ("train.held_out",)),
+    Case("split that is not there", (*BASE, *RATE, "train.held_out=validation"), ("validation split",)),
     Case("factor of one", (*SWEEP, "asha.reduction_factor=1"), ("reduction_factor=1",)),
     Case("no CPU", (*BASE, *RATE, "resources.cpus=0"), ("resources.cpus=0",)),
     Case("unknown option", (*BASE, *RATE, "trails=4"), ("'trails'", "did you mean 'trials'")),
@@ -230,3 +232,13 @@ def test_a_mistake_gives_one_line_and_leaves_the_store(case: Case, root: Path, c
     before = digest(root / "store")
     require_one_line(argv, case.says, capsys)
     assert digest(root / "store") == before
+
+
+def test_a_sweep_in_an_object_store_is_the_same(s3: str, root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    there = run((*SWEEP, "--store", f"{s3}/store"), root, capsys)
+    here = run((*SWEEP, "--store", str(tmp_path / "local")), root, capsys)
+    assert there["trials"] == here["trials"]
+    assert not run((*SWEEP, "--store", f"{s3}/store"), root, capsys)["made"]
+    store = Store(f"{s3}/store")
+    store.resolve(there["name"]).verify()
+    assert storage.list_files(store.place("runs")) == []
