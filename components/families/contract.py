@@ -82,6 +82,7 @@ class Family(nn.Module):
     sharded: tuple[str, ...] = ()  # children cut by rows over the workers (`components/networks/class_rows.py`): never averaged
     averaged: tuple[str, ...] = ()  # children that keep an exponential moving average of their weights when the run asks for it
     recomputed: tuple[str, ...] = ()  # fnmatch patterns of module names for activation checkpointing
+    surveyed_rows: int = 0  # training rows that `survey` sees before the first step, about so many
     proof: ClassVar[Proof]
     headline: ClassVar[tuple[str, Literal["min", "max"]]]  # the score of `evaluate` that says which checkpoint is best
 
@@ -107,6 +108,13 @@ class Family(nn.Module):
     def fit(cls, config: AnyConfig, data: DataShape) -> AnyConfig:
         """The config with what the data decides (channels, classes) filled in; raises UserError when they cannot go together."""
         raise NotImplementedError
+
+    def survey(self, batch: Batch) -> dict[str, Tensor]:
+        """Sums over rows of training data, for an initialisation that depends on them."""
+        return {}
+
+    def begin(self, sums: dict[str, Tensor]) -> None:
+        """Takes what `survey` summed over the first rows, on all workers, once before the first step."""
 
     def loss(self, phase: str, batch: Batch, ctx: Context) -> PhaseOutput:
         """The phase's objective on this call's rows: no backward, no update, no buffer change, no global randomness."""

@@ -37,6 +37,7 @@ logger = logging.getLogger(__name__)
 
 BEND_POINTS, BEND_REACH = 5, 0.12
 MANY_CLASSES = 1000
+SURVEYED = 2048  # pictures that the mean of Gabor features is taken over
 SCALES = (30.0, 64.0)  # below and from so many classes on
 RESNETS: dict[str, tuple[tuple[int, ...], tuple[int, ...], type[BasicBlock] | type[Bottleneck]]] = {  # widths, depths, block
     "resnet18": ((64, 128, 256, 512), (2, 2, 2, 2), BasicBlock),
@@ -162,6 +163,7 @@ class Recognition(Family):
         self.head = ClassRows(c.num_classes * c.virtual_identities, c.embedding_dim, bias=c.loss == "softmax")
         self.register_buffer("bends", _bends(c), persistent=False)
         self.phases = (Phase("recognition", ("backbone", "head")),)
+        self.surveyed_rows = SURVEYED if c.backbone == "gabor" else 0
 
     @classmethod
     def fit(cls, config: AnyConfig, data: DataShape) -> AnyConfig:
@@ -203,18 +205,21 @@ class Recognition(Family):
 
     def loss(self, phase: str, batch: Batch, ctx: Context) -> PhaseOutput:
         images, labels = self._bent(augment(pixels(batch), self.config.augment, ctx.random), batch[LABEL], ctx.random)
-        features = self.backbone.features(self._normalised(images))
-        embeddings, labels = self.backbone.read(features, ctx.random), ctx.gather(labels)
+        embeddings = self.backbone.read(self.backbone.features(self._normalised(images)), ctx.random)
+        labels = ctx.gather(labels)
         with torch.autocast(embeddings.device.type, enabled=False):
             embeddings = gather_rows(embeddings.float(), ctx)
             rows, bias, targets = self._rows(labels, ctx)
             losses = cross_entropy(margin_logits(embeddings, rows, targets, margin_of(self.config, ctx.step), bias), targets, ctx.world)
         metrics = {"target_probability": (-losses.detach()).exp().mean()}
-        return PhaseOutput(losses.mean(), metrics, self.backbone.statistics(features), gathered_rows=len(labels))
+        return PhaseOutput(losses.mean(), metrics, gathered_rows=len(labels))
 
-    def after_step(self, phase: str, stats: dict[str, Tensor], ctx: Context) -> None:
+    def survey(self, batch: Batch) -> dict[str, Tensor]:
+        return self.backbone.sums(self._normalised(pixels(batch))) if isinstance(self.backbone, GaborEmbedder) else {}
+
+    def begin(self, sums: dict[str, Tensor]) -> None:
         if isinstance(self.backbone, GaborEmbedder):
-            self.backbone.update(stats)
+            self.backbone.centre(sums)
 
     def evaluate(self, batch: Batch, ctx: Context) -> dict[str, tuple[Tensor, Tensor]]:
         lengths = self._vectors(pixels(batch)).norm(dim=1)

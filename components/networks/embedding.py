@@ -78,10 +78,6 @@ class ResidualEmbedder(nn.Module):
     def read(self, features: Tensor, random: Draws | None = None) -> Tensor:
         return self.out(self.dropout(features, random))
 
-    def statistics(self, features: Tensor) -> dict[str, Tensor]:
-        """None: no buffers."""
-        return {}
-
 
 def _convolution(channels: int, width: int, kernel: int, stride: int = 1, zero: bool = False) -> list[nn.Module]:
     layer = nn.Conv2d(channels, width, kernel, stride, kernel // 2, bias=False)

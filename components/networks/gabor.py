@@ -23,20 +23,18 @@ FEATURES = LEVELS * len(WAVELENGTHS) * ORIENTATIONS * GRID * GRID
 
 
 class GaborEmbedder(nn.Module):
-    """Grey images (B, 1, H, W) to embeddings (B, D), of any length. It keeps the mean and the spread of features seen in training."""
+    """Grey images (B, 1, H, W) to embeddings (B, D), of any length. Features are centred by their mean over training pictures."""
 
     kernels: Tensor
     mean: Tensor
-    square: Tensor
-    count: Tensor
+    spread: Tensor
 
     def __init__(self, image_size: tuple[int, int], embedding_dim: int, dropout: float) -> None:
         super().__init__()
         self.pooled = max(1, min(image_size) // SIDE)
         self.register_buffer("kernels", gabor_bank(), persistent=False)
         self.register_buffer("mean", torch.zeros(FEATURES))
-        self.register_buffer("square", torch.ones(()))  # the mean square of a feature
-        self.register_buffer("count", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("spread", torch.ones(()))  # the root of the features' mean variance
         self.dropout = Dropout(dropout, "embedding")
         self.out = nn.Linear(FEATURES, embedding_dim)
         nn.init.zeros_(self.out.bias)
@@ -55,19 +53,19 @@ class GaborEmbedder(nn.Module):
             return torch.cat(maps, 1).flatten(1)
 
     def read(self, features: Tensor, random: Draws | None = None) -> Tensor:
-        spread = (self.square - self.mean.square().mean()).clamp(min=1e-6).sqrt()
-        return self.out(self.dropout((features - self.mean) / spread, random))
+        return self.out(self.dropout((features - self.mean) / self.spread, random))
 
-    def statistics(self, features: Tensor) -> dict[str, Tensor]:
-        """Sums over the rows, for `update`."""
-        return {"features": features.sum(0), "squares": features.square().mean(1).sum(), "rows": features.new_tensor(len(features))}
+    def sums(self, images: Tensor) -> dict[str, Tensor]:
+        """What the mean and the spread are made of, summed over pictures and their mirror images."""
+        features = self.features(torch.cat([images, images.flip(-1)])).double()
+        return {"features": features.sum(0), "squares": features.square().sum(0), "rows": features.new_tensor(len(features))}
 
-    def update(self, stats: dict[str, Tensor]) -> None:
-        """Takes the rows of one step into the mean over all that were seen."""
-        self.count += stats["rows"].long()
-        share = stats["rows"] / self.count
-        self.square += share * (stats["squares"] / stats["rows"] - self.square)
-        self.mean += share * (stats["features"] / stats["rows"] - self.mean)
+    def centre(self, sums: dict[str, Tensor]) -> None:
+        """Takes the mean and the spread from sums over many pictures. Bent ones have another mean, which would cost much."""
+        mean = sums["features"] / sums["rows"]
+        variance = sums["squares"] / sums["rows"] - mean.square()
+        self.mean.copy_(mean)
+        self.spread.copy_(variance.mean().clamp(min=1e-12).sqrt())
 
 
 def gabor_bank() -> Tensor:

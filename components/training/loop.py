@@ -91,6 +91,15 @@ class Trainer:
         self.step = 0
         self._free: Turn | None = None  # the phase whose parameters take gradients now
 
+    @torch.no_grad()
+    def begin(self, loader: Loader) -> None:
+        """The family's initialisation from data: the same rows, the first of the run, for any number of workers."""
+        sums: dict[str, Tensor] = {}
+        for batch in loader.batches(0, -(-self.family.surveyed_rows // self.config.batch_size)):
+            for name, value in self.family.survey(_on_device(batch, self.outlet.device)).items():
+                sums[name] = sums[name] + value if name in sums else value
+        self.family.begin(self._summed(sums))
+
     def train_step(self, batch: Batch, measures: Measures) -> None:
         """One optimizer step of every active phase on this worker's rows of the global batch."""
         for turn in self.turns:
@@ -252,6 +261,8 @@ def train(trainer: Trainer, data: Dataset, held_out: Dataset | None, checkpoints
     config, outlet, world = trainer.config, trainer.outlet, trainer.world
     family = trainer.family.train()
     loader = Loader(data, config.batch_size, config.seed, world.rank, world.size)
+    if trainer.step == 0:
+        trainer.begin(loader)
     measures = Measures(outlet.device, world, config.batch_size)
     for batch in loader.batches(trainer.step, config.steps):
         trainer.train_step(_on_device(batch, outlet.device), measures)
