@@ -29,7 +29,8 @@ from components.faces.aligner import Aligner, FaceConfig
 from components.families.model_folder import load_model
 from components.families.recognition import Recognition
 from components.training.job import TrainingJob
-from pipelines.faces_config import RECIPE, SOFTMAX
+from pipelines.faces import FACES
+from pipelines.settings import Training, configure
 from pipelines.workers import Workers
 
 FOLDS, SIDE = 5, 56
@@ -86,9 +87,10 @@ def main(people: str, seeds: int = 1, workers: int = 2) -> Table:
             ("PCA, 60 components", untrained(data, 60), [0.0]),
         ]
         for seed in range(seeds):
-            for name, settings in (("plain softmax", SOFTMAX), ("CosFace", RECIPE)):
-                seeded = settings | {"train": settings["train"] | {"seed": seed}}
-                rows.append((f"{name}, seed {seed}", *trained(f"{name}-{seed}".replace(" ", "-"), seeded, data, scratch, crew)))
+            for name in ("softmax", "usual"):
+                settings: Training = getattr(configure(FACES.config(), FACES.presets["base"], "base", None, []), name)
+                values = {"model": settings.model.to_json(), "train": settings.train.to_json() | {"held_out": "test", "seed": seed}}
+                rows.append((f"{settings.model.loss}, seed {seed}", *trained(f"{name}-{seed}", values, data, scratch, crew)))
         for name, folds, seconds in rows:
             s = pooled_verification_scores(folds)
             table.add(name, s.eer, s.tar_at["1e-2"], s.tar_at["1e-3"], s.auc, s.accuracy, s.rank1, statistics.median(seconds))

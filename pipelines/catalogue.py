@@ -8,13 +8,19 @@ from components.errors import UserError, did_you_mean
 from pipelines.stage import Pipeline
 
 
+def _faces() -> Pipeline:
+    from pipelines.faces import FACES
+
+    return FACES
+
+
 def _tokens() -> Pipeline:
     from pipelines.tokens import TOKENS
 
     return TOKENS
 
 
-PIPELINES: dict[str, Callable[[], Pipeline]] = {"tokens": _tokens}
+PIPELINES: dict[str, Callable[[], Pipeline]] = {"faces": _faces, "tokens": _tokens}
 
 
 def find_pipeline(name: str) -> Pipeline:

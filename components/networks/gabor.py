@@ -18,7 +18,7 @@ from components.training.randomness import Draws
 
 SIDE = 56  # larger pictures are averaged until their shorter side has about so many pixels
 WAVELENGTHS, ORIENTATIONS = (3.0, 4.25), 8  # in those pixels
-LEVELS, GRID = 2, 7
+LEVELS, GRID = 2, 10
 FEATURES = LEVELS * len(WAVELENGTHS) * ORIENTATIONS * GRID * GRID
 
 

@@ -12,9 +12,11 @@ import pytest
 
 from components.config import Config
 from components.errors import UserError
+from components.families.catalogue import FAMILIES
 from pipelines import catalogue
 from pipelines.cli import app, main
 from pipelines.console import Console, Pace
+from pipelines.faces import FACES
 from pipelines.settings import Training, configure, family_preset, read_presets, take_preset
 from pipelines.source import Source
 from pipelines.stage import Pipeline, Task, stage
@@ -179,11 +181,15 @@ assert "matplotlib" not in sys.modules
 
 
 @pytest.mark.parametrize("preset", ["quick", "base", "full"])
-def test_every_preset_of_the_shipped_pipeline_is_a_valid_config(preset: str) -> None:
-    config = configure(TokensConfig(), TOKENS.presets[preset], preset, None, [])
-    again = TokensConfig.parse(config.to_json(), "JSON")
+@pytest.mark.parametrize("pipeline", [TOKENS, FACES])
+def test_every_preset_of_the_shipped_pipelines_is_a_valid_config(pipeline: Pipeline, preset: str) -> None:
+    config = configure(pipeline.config(), pipeline.presets[preset], preset, None, [])
+    again = pipeline.config.parse(config.to_json(), "JSON")
     assert again == config
-    assert set(read_presets("families")) == {"classifier", "vqvae", "vqgan", "prior"}
+
+
+def test_every_family_has_presets() -> None:
+    assert set(read_presets("families")) == set(FAMILIES)
 
 
 def test_a_training_section_takes_its_familys_preset_and_changes_family_whole() -> None:
