@@ -8,14 +8,21 @@ from __future__ import annotations
 
 import re
 import shlex
+import shutil
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
+from components.data.collections import COLLECTIONS
+from components.data.collections.collection import Collection
+from components.data.collections.glyphs import GlyphsConfig, fetch_glyphs
 from pipelines.cli import main
+from tests.data.collected import FACES as LETTER_FACES
+from tests.data.collected import SMALL, orl_or_skip
 from tests.small_data import shipped_images
 
 ROOT = Path(__file__).parent.parent
@@ -26,7 +33,14 @@ SHORT = {
     ]
     + ["tokenizer.model.discriminator_start=1", "tokenizer.model.gan_start=2", "images.limit=300", "samples.per_class=12"],
     "train": ["train.steps=4", "train.warmup_steps=0"],
+    "sweep": ["train.steps=4", "train.batch_size=16", "--trials", "2"],
 }
+FACES_SHORT = [
+    f"{name}.train.{value}" for name in ("usual", "softmax", "margins") for value in ("steps=4", "warmup_steps=0", "batch_size=32")
+] + [
+    *("margins.train.evaluate_every=2", "margins.train.checkpoint_every=2", "margins.asha.grace_steps=2", "margins.trials=2"),
+    *("recognizer.steps=4", "people.folds=3", "people.development=2"),
+]
 
 
 def blocks(language: str) -> list[str]:
@@ -35,6 +49,7 @@ def blocks(language: str) -> list[str]:
 
 COMMANDS = [line.partition("  #")[0].strip() for block in blocks("sh") for line in block.splitlines()]
 RAYMILL = [line for line in COMMANDS if re.match(r"(\.venv/bin/)?raymill ", line) and "--address" not in line]
+FACES = [line for line in RAYMILL if any(word in line for word in ("people", "faces", "glyphs"))]
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +69,7 @@ def shortened(line: str) -> list[str]:
     """The words of a command line, without Ray, on shipped data, with few steps."""
     words = shlex.split(line.replace(".venv/bin/", "").replace("/usr/share/datasets/fashion-mnist", "datasets/fashion-mnist"))[1:]
     kept = [word for word in words if not word.startswith("prior.train.steps=")]
-    more = list(SHORT.get(words[0], []))
+    more = list(FACES_SHORT if words[:2] == ["run", "faces"] else SHORT.get(words[0], []))
     if "full" in words:
         more += [
             "features.train.steps=4",
@@ -62,7 +77,7 @@ def shortened(line: str) -> list[str]:
             "reconstructor.train.steps=4",
             "reconstructor.train.warmup_steps=0",
         ]
-    if words[0] in ("run", "prepare", "train") and "--workers" not in words:
+    if words[0] in ("run", "prepare", "train", "sweep") and "--workers" not in words:
         more += ["--workers", "0"]
     return kept + more
 
@@ -71,15 +86,40 @@ def test_raymill_commands(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys:
     """In the order of the page, since later lines use what earlier ones made."""
     monkeypatch.chdir(folder)
     assert {line.replace(".venv/bin/", "").split()[1] for line in RAYMILL} == {
-        *("list", "prepare", "verify", "train", "evaluate", "run", "report", "sample", "export")
+        *("list", "fetch", "prepare", "verify", "train", "evaluate", "run", "report", "sample", "export", "faces", "sweep")
     }
     for line in RAYMILL:
+        if line in FACES:
+            continue
         code = main(shortened(line))
         assert code == 0, f"{line}: {capsys.readouterr().err}"
     assert (folder / "tokens.html").exists()
     assert (folder / "drawn" / "samples.png").exists()
     run_python(folder)
     run_torchrun(folder)
+
+
+def test_commands_about_faces_and_characters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """The same, with twelve of the people and a few letters; skipped where the ORL faces cannot be had."""
+    orl_or_skip(tmp_path / "got")
+    for name in sorted(path.name for path in (tmp_path / "got").iterdir())[:12]:
+        shutil.copytree(tmp_path / "got" / name, tmp_path / "people" / name)
+    letters = Collection("letters", GlyphsConfig, partial(fetch_glyphs, faces=LETTER_FACES))
+    monkeypatch.setitem(COLLECTIONS, "glyphs", letters)
+    monkeypatch.chdir(tmp_path)
+    for line in FACES:
+        if line == "raymill fetch orl people":
+            continue  # it was run for the first lines of this test
+        words = shortened(line)
+        if words[0] == "fetch":
+            words += [
+                f"{name}={value}"
+                for name, value in SMALL.to_json().items()
+                if name in ("characters", "test_characters", "least_pictures", "fonts")
+            ]
+            words += ["block=[33,383]"]
+        assert main(words) == 0, f"{line}: {capsys.readouterr().err}"
+    assert (tmp_path / "team.arrow").exists()
 
 
 def run_python(folder: Path) -> None:

@@ -25,6 +25,11 @@ class BasicBlock(nn.Module):
         super().__init__()
         self.body = nn.Sequential(*_convolution(width, width, 3), *_convolution(width, width, 3, zero=True))
 
+    @staticmethod
+    def halving(channels: int, width: int) -> nn.Module:
+        """(B, channels, H, W) to (B, width, H / 2, W / 2), rounded up."""
+        return nn.Sequential(*_convolution(channels, width, 3, stride=2))
+
     def forward(self, x: Tensor) -> Tensor:
         return x + self.body(x)
 
@@ -36,6 +41,11 @@ class Bottleneck(nn.Module):
         super().__init__()
         inner = width // 4
         self.body = nn.Sequential(*_convolution(width, inner, 1), *_convolution(inner, inner, 3), *_convolution(inner, width, 1, zero=True))
+
+    @staticmethod
+    def halving(channels: int, width: int) -> nn.Module:
+        """The same: here a 3x3 convolution would have most of all weights, so the map is averaged and then widened."""
+        return nn.Sequential(nn.AvgPool2d(2, ceil_mode=True), *_convolution(channels, width, 1))
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.body(x)
@@ -60,7 +70,7 @@ class ResidualEmbedder(nn.Module):
         stages: list[nn.Module] = []
         for number, (stage_width, depth) in enumerate(zip(widths, depths, strict=True)):
             if number:
-                stages.append(nn.Sequential(*_convolution(widths[number - 1], stage_width, 3, stride=2)))
+                stages.append(block.halving(widths[number - 1], stage_width))
             stages += [block(stage_width) for _ in range(depth)]
         self.blocks = nn.Sequential(*stages)
         height, width = height // 2, width // 2

@@ -46,6 +46,23 @@ VARIANTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "sampled, sgd": ({"sample_rate": 0.3}, {"optimizer": {"name": "sgd", "lr": 1e-2, "momentum": 0.9, "weight_decay": 1e-2}}),
     "sampled, all rows move": ({"sample_rate": 0.3, "move_unsampled": True}, {"optimizer": {"name": "sgd", "lr": 1e-2, "momentum": 0.9}}),
     "softmax with biases": ({"loss": "softmax", "scale": None, "m3": None, "sample_rate": 0.5}, {"optimizer": {"name": "sgd", "lr": 1e-2}}),
+    "augmented, normalised": (
+        {
+            "augment": {
+                "flip": True,
+                "turn": 5,
+                "zoom": 0.1,
+                "move": 0.05,
+                "perspective": 0.1,
+                "thicken": 0.5,
+                "illuminate": 0.5,
+                "erase": 0.2,
+            },
+            "photometric": "difference_of_gaussians",
+            "dropout": 0.2,
+        },
+        {"optimizer": {"name": "sgd", "lr": 1e-2}},
+    ),
     "gabor, virtual identities": (
         {"backbone": "gabor", "virtual_identities": 3, "widths": (32, 64, 128), "depths": (1, 1, 1)},
         {"optimizer": {"name": "sgd", "lr": 1e-2}},
@@ -144,6 +161,15 @@ def test_a_published_model_embeds_without_its_head_and_gives_rows_when_asked(mak
     again = make_job("again", steps=1).model_copy(update={"children": {"start": f"{job.run}/model"}})
     started = build(again, Dataset.open(job.data))
     assert torch.equal(started.state_dict()["backbone.out.weight"], model.state_dict()["backbone.out.weight"])
+
+
+@pytest.mark.parametrize(("backbone", "parameters", "within"), [("resnet18", 11_176_512, 0.3), ("resnet50", 23_508_032, 0.1)])
+def test_large_backbones_are_about_as_large_as_the_published_ones(backbone: str, parameters: int, within: float) -> None:
+    """Their convolutions, without the last layer: He et al.'s have 11.2 and 23.5 million weights."""
+    config = RecognitionConfig.parse({"backbone": backbone, "image_channels": 3, "embedding_dim": 512, "num_classes": 10}, "test")
+    model = Recognition(config)
+    assert model.embed(torch.rand(2, 3, 112, 112)).shape == (2, 512)
+    assert sum(p.numel() for p in model.backbone.blocks.parameters()) == pytest.approx(parameters, rel=within)
 
 
 def test_margins_grow_and_scales_follow_the_number_of_classes() -> None:
