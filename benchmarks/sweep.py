@@ -1,13 +1,16 @@
 """Wall time of a sweep of short trials, beside as many trials that each start a `TorchTrainer` of their own inside Tune.
 
     python -m benchmarks.sweep
+    python -m benchmarks.sweep DATA
 
 The second is the pattern that Ray's documentation has for Train together with Tune. Both train the same models on one worker each, two at
-a time, on one local cluster that is up already; a model from the one has the bits of the same model from the other.
+a time, on one local cluster that is up already; a model from the one has the bits of the same model from the other. With DATA, people
+as the pipeline `faces` splits them, it is that pipeline's margin sweep: there asha stops trials, which the other side trains to the end.
 """
 
 from __future__ import annotations
 
+import argparse
 import tempfile
 import time
 from pathlib import Path
@@ -18,7 +21,7 @@ from benchmarks.work import prepared
 from components.storage import read_bytes
 from components.training.job import TrainingJob
 from pipelines.console import Console
-from pipelines.settings import Training
+from pipelines.settings import Training, configure
 from pipelines.store import Store
 from pipelines.sweep import make_sweep, read_trials
 from pipelines.sweep_config import SweepConfig, configure_sweep, settings_of
@@ -34,8 +37,11 @@ def _ours(config: SweepConfig, scratch: str, data: str) -> tuple[float, list[dic
     store = Store(str(Path(scratch) / "store"))
     with Workers(AT_ONCE) as workers:
         artifact, _ = make_sweep(config, data, [], None, store, workers, AT_ONCE, Console(quiet=True), "benchmark")
-    trials = [trial | {"model": store.resolve(trial["artifact"]).path("model")} for trial in read_trials(artifact)["trials"]]
-    return time.time() - started, trials
+    seconds = time.time() - started
+    trials = read_trials(artifact)["trials"]
+    for trial in trials:  # None where it was stopped
+        trial["model"] = store.resolve(trial["artifact"]).path("model") if trial["artifact"] else None
+    return seconds, trials
 
 
 def _nested(jobs: list[TrainingJob], scratch: str) -> float:
@@ -85,23 +91,34 @@ def _job(settings: Training, data: str, run: Path) -> TrainingJob:
     return TrainingJob(family=settings.family, model=settings.model.to_json(), train=settings.train, data=data, run=str(run))
 
 
-def main() -> Table:
+def main(people: str | None = None) -> Table:
     from clusters.session import ray_cluster
 
-    config = configure_sweep("classifier", None, None, VARY, OPTIONS)
+    config = _margins() if people else configure_sweep("classifier", None, None, VARY, OPTIONS)
     with tempfile.TemporaryDirectory() as scratch, ray_cluster(None, cpus=2 * AT_ONCE):
-        data = prepared(scratch)
+        data = people or prepared(scratch)
         ours, trials = _ours(config, scratch, data)
         runs = [Path(scratch) / "runs" / str(trial["number"]) for trial in trials]
         jobs = [_job(settings_of(config, trial["values"]), data, run) for trial, run in zip(trials, runs, strict=True)]
         nested = _nested(jobs, scratch)
         for trial, run in zip(trials, runs, strict=True):
-            assert read_bytes(f"{trial['model']}/model.safetensors") == (run / "model" / "model.safetensors").read_bytes()
-    table = Table(f"{TRIALS} trials of {STEPS} steps, {AT_ONCE} at once", ["who", "s", "s a trial", "ratio"])
-    table.add("a TorchTrainer in each Tune trial", nested, nested / TRIALS, 1.0)
-    table.add("raymill sweep", ours, ours / TRIALS, nested / ours)
+            same = (run / "model" / "model.safetensors").read_bytes()
+            assert trial["model"] is None or read_bytes(f"{trial['model']}/model.safetensors") == same
+    stopped = sum(trial["model"] is None for trial in trials)
+    table = Table(f"{len(trials)} trials of {config.train.steps} steps, {AT_ONCE} at once", ["who", "s", "s a trial", "ratio"])
+    table.add("a TorchTrainer in each Tune trial", nested, nested / len(trials), 1.0)
+    table.add(f"raymill sweep, {stopped} stopped", ours, ours / len(trials), nested / ours)
     return table
 
 
+def _margins() -> SweepConfig:
+    from pipelines.faces import FACES
+
+    config = configure(FACES.config(), FACES.presets["base"], "base", None, [f"margins.trials={TRIALS}"])
+    return config.margins
+
+
 if __name__ == "__main__":
-    print(main())
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("data", nargs="?", help="people, with a split validation")
+    print(main(parser.parse_args().data))
