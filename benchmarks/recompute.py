@@ -1,17 +1,26 @@
-"""Peak bytes of saved activations and step time with activation checkpointing off, every block and every k-th block.
+"""Step time and activation memory with activation checkpointing off and in segments of k blocks.
 
     python -m benchmarks.recompute
 
-The model is a Transformer prior of sixteen blocks; bytes are those of distinct tensors that autograd keeps from forward to backward,
-weights aside.
+The models are a Transformer prior, whose blocks hold much inside, and many narrow blocks, which hold little. `kept` are the distinct
+tensors that autograd holds from forward to backward, weights aside; `peak` is the most of all tensors at any time of the step, beyond
+those that were there before it. With b bytes between two of n blocks and a inside one, kept + k a is least for k = sqrt(n b / a).
 """
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
 
 import torch
+from torch import Tensor, nn
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_iter
 
 from benchmarks.table import Table
 from components.families.prior import Prior
@@ -20,54 +29,110 @@ from components.training.context import Context
 from components.training.randomness import Draws
 from components.training.recompute import recompute
 
-ROUNDS, ROWS, LAYERS = 5, 64, 16
+ROUNDS, LENGTHS = 5, (0, 1, 2, 4, 8, 16)
+CPU = torch.device("cpu")
 
 
-def _prior() -> Prior:
-    torch.manual_seed(0)
-    return Prior(Prior.Config(layers=LAYERS, heads=4, width=128, code_count=256, grid=(7, 7), num_classes=10))
+class LiveBytes(TorchDispatchMode):
+    """The most bytes of tensors made in the block that were alive at once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.peak = 0
+        self._live: dict[int, tuple[StorageWeakRef, int]] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = {tensor.untyped_storage().data_ptr() for tensor in tree_iter(args) if isinstance(tensor, Tensor)}
+        out = func(*args, **(kwargs or {}))
+        for tensor in tree_iter(out):
+            if isinstance(tensor, Tensor) and (storage := tensor.untyped_storage()).data_ptr() not in given:
+                self._live[storage.data_ptr()] = StorageWeakRef(storage), storage.nbytes()
+        self._live = {place: entry for place, entry in self._live.items() if not entry[0].expired()}
+        self.peak = max(self.peak, sum(size for _, size in self._live.values()))
+        return out
 
 
-def _step(prior: Prior) -> tuple[float, int]:
-    """Seconds of forward and backward, and the bytes kept between them."""
-    own = {p.untyped_storage().data_ptr() for p in prior.parameters()}
-    kept: dict[int, int] = {}
-    alive: list[torch.Tensor] = []
+@dataclass
+class Case:
+    """A model of `blocks` blocks with `boundary` bytes between two, and its loss on a fixed batch."""
 
-    def pack(tensor: torch.Tensor) -> torch.Tensor:
+    label: str
+    blocks: int
+    boundary: int
+    make: Callable[[], tuple[nn.Module, tuple[str, ...], Callable[[], Tensor]]]  # the model, the names of its blocks and its loss
+
+
+def prior(rows: int = 32, layers: int = 16, width: int = 128, grid: tuple[int, int] = (7, 7)) -> Case:
+    def make() -> tuple[nn.Module, tuple[str, ...], Callable[[], Tensor]]:
+        model = Prior(Prior.Config(layers=layers, heads=4, width=width, code_count=256, grid=grid, num_classes=10)).train()
+        batch = {"codes": torch.randint(256, (rows, *grid)), "label": torch.randint(10, (rows,))}
+        ctx = Context(0, "prior", Draws(0, 0, "prior", 0, CPU), rows, rows, Communication())
+        return model, model.recomputed, lambda: model.loss("prior", batch, ctx).loss
+
+    return Case(f"prior of {layers} blocks", layers, rows * math.prod(grid) * width * 4, make)
+
+
+def narrow(rows: int = 128, layers: int = 64, width: int = 64) -> Case:
+    def make() -> tuple[nn.Module, tuple[str, ...], Callable[[], Tensor]]:
+        blocks = (nn.Sequential(nn.LayerNorm(width), nn.Linear(width, width), nn.GELU(), nn.Dropout(0.1)) for _ in range(layers))
+        model, x = nn.ModuleDict({"blocks": nn.Sequential(*blocks)}), torch.randn(rows, width)
+        return model, ("blocks.*",), lambda: model["blocks"](x).sum()
+
+    return Case(f"{layers} narrow blocks", layers, rows * width * 4, make)
+
+
+def _step_seconds(loss: Callable[[], Tensor]) -> float:
+    started = time.perf_counter()
+    loss().backward()
+    return time.perf_counter() - started
+
+
+def kept_bytes(model: nn.Module, loss: Callable[[], Tensor]) -> int:
+    own = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    kept: dict[int, torch.UntypedStorage] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in own:
-            kept[storage.data_ptr()] = storage.nbytes()
-            alive.append(tensor)
+            kept[storage.data_ptr()] = storage
         return tensor
 
-    draw = torch.Generator().manual_seed(0)
-    batch = {"codes": torch.randint(256, (ROWS, 7, 7), generator=draw), "label": torch.randint(10, (ROWS,), generator=draw)}
-    ctx = Context(0, prior.phases[0].name, Draws(0, 0, "train", 0, torch.device("cpu")), ROWS, ROWS, Communication())
-    started = time.perf_counter()
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        loss = prior.loss(prior.phases[0].name, batch, ctx).loss
-    loss.backward()
-    return time.perf_counter() - started, sum(kept.values())
+        loss()
+    return sum(storage.nbytes() for storage in kept.values())
+
+
+def peak_bytes(loss: Callable[[], Tensor]) -> int:
+    with LiveBytes() as live:
+        loss().backward()
+    return live.peak
+
+
+def measure(table: Table, case: Case) -> None:
+    losses, kept, peak = {}, {}, {}
+    for length in LENGTHS:
+        torch.manual_seed(0)
+        model, names, losses[length] = case.make()
+        if length:
+            recompute(model, names, length)
+        _step_seconds(losses[length])  # a warm-up; gradients are there from now on
+        kept[length], peak[length] = kept_bytes(model, losses[length]), peak_bytes(losses[length])
+    seconds: dict[int, list[float]] = {length: [] for length in LENGTHS}
+    for length in LENGTHS * ROUNDS:
+        seconds[length].append(_step_seconds(losses[length]))
+    inside = (kept[0] - kept[1]) / case.blocks + case.boundary  # all that a block holds for its backward, its input among it
+    best = math.sqrt(case.blocks * case.boundary / inside)
+    step = {length: statistics.median(values) for length, values in seconds.items()}
+    for length in LENGTHS:
+        label = f"{case.label}, k = {length}" if length else f"{case.label}, off (best k = {best:.1f})"
+        sizes = (size for each in (kept, peak) for size in (each[length] / 1e6, each[length] / each[0]))
+        table.add(label, *sizes, step[length], step[length] / step[0])
 
 
 def main() -> Table:
-    settings = {0: "off", 1: "every block", 2: "every 2nd block", 4: "every 4th block"}
-    models = {every: _prior().train() for every in settings}
-    for every, model in models.items():
-        if every:
-            recompute(model, model.recomputed, every)
-    results = {every: [_step(model)] for every, model in models.items()}  # the first is a warm-up
-    for _ in range(ROUNDS):
-        for every, model in models.items():
-            results[every].append(_step(model))
-    base_seconds = statistics.median(seconds for seconds, _ in results[0][1:])
-    base_bytes = results[0][-1][1]
-    table = Table(f"activation checkpointing, prior of {LAYERS} blocks, {ROWS} rows", ["setting", "saved MB", "ratio", "step s", "ratio"])
-    for every, label in settings.items():
-        seconds = statistics.median(seconds for seconds, _ in results[every][1:])
-        size = results[every][-1][1]
-        table.add(label, size / 1e6, size / base_bytes, seconds, seconds / base_seconds)
+    table = Table("activation checkpointing, segments of k blocks", ["model", "kept MB", "ratio", "peak MB", "ratio", "step s", "ratio"])
+    for case in (prior(), narrow()):
+        measure(table, case)
     return table
 
 

@@ -156,14 +156,15 @@ def saved_bytes(family: Family, phase: Phase, batch: Batch) -> int:
 
 
 def test_3_recomputation_gives_equal_bits_and_saves_memory(make_job) -> None:
-    assert difference(here(make_job("plain")), here(make_job("recomputed", recompute=1))) == 0.0
+    plain = here(make_job("plain"))
     sizes = []
-    for setting in (0, 1):
+    for setting in (0, 1, 2):
+        assert difference(plain, here(make_job(f"segments of {setting}", recompute=setting))) == 0.0
         family, batch = first_batch(make_job())
         trainer = Trainer(family, make_job(recompute=setting).train, Outlet(CPU))
         trainer._free_only(trainer.turns[0])
         sizes.append(saved_bytes(family, trainer.turns[0].phase, batch))
-    assert sizes[1] < sizes[0]
+    assert max(sizes[1:]) < sizes[0]
 
 
 def test_4_two_processes_agree_with_one(make_job, gang: Gang) -> None:

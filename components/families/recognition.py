@@ -146,7 +146,6 @@ class Recognition(Family):
     bends: Tensor
     sharded = ("head",)
     averaged = ("backbone",)
-    recomputed = ("backbone.blocks.*",)
     headline = ("eer", "min")
     proof = Proof(
         "identities",
@@ -163,6 +162,7 @@ class Recognition(Family):
         self.head = ClassRows(c.num_classes * c.virtual_identities, c.embedding_dim, bias=c.loss == "softmax")
         self.register_buffer("bends", _bends(c), persistent=False)
         self.phases = (Phase("recognition", ("backbone", "head")),)
+        self.recomputed = () if c.backbone == "gabor" else ("backbone.blocks.*",)
         self.surveyed_rows = SURVEYED if c.backbone == "gabor" else 0
 
     @classmethod

@@ -71,7 +71,6 @@ class VQVAE(Family):
     Config = VQVAEConfig
     config: VQVAEConfig
     averaged = ("encoder", "decoder")
-    recomputed = ("encoder.blocks.*.body", "decoder.blocks.*.body")
     headline = ("mse", "min")
     proof = Proof("images", TINY, OptimizerConfig(lr=5e-3), steps=80, improves=0.5)
 
@@ -85,8 +84,10 @@ class VQVAE(Family):
             else AveragingQuantizer(c.num_codes, c.code_dim, c.codebook_decay, c.revive_below)
         )
         self.decoder = Decoder(c.image_channels, c.decoder_widths, c.decoder_blocks, c.code_dim)
+        blocks = {"encoder": c.encoder_blocks, "decoder": c.decoder_blocks}
         trained = ("encoder", "decoder", "quantizer") if c.codebook == "learned" else ("encoder", "decoder")
         self.phases = (Phase("autoencoder", trained),)
+        self.recomputed = tuple(f"{part}.blocks.*" for part, count in blocks.items() if count)
 
     @classmethod
     def fit(cls, config: AnyConfig, data: DataShape) -> AnyConfig:

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from components.functional.attention import cached_attention, causal_attention
+from components.networks.chain import Chain
 from components.networks.dropout import Dropout
 from components.training.randomness import Draws
 
@@ -63,7 +64,7 @@ class Transformer(nn.Module):
         self.token_embedding = nn.Embedding(vocabulary, width)
         self.position_embedding = nn.Embedding(length, width)
         self.dropout = Dropout(dropout, "embedding")
-        self.blocks = nn.ModuleList(Block(width, heads, dropout, activation, f"blocks.{i}") for i in range(layers))
+        self.blocks = Chain(*(Block(width, heads, dropout, activation, f"blocks.{i}") for i in range(layers)))
         self.norm = nn.LayerNorm(width)
         self._initialize()
 
@@ -83,9 +84,7 @@ class Transformer(nn.Module):
         """Hidden states (B, L, W) of `tokens` (B, L); state i depends on tokens 0..i only. `random` turns dropout on."""
         x = self.token_embedding(tokens) + self.position_embedding.weight[: tokens.shape[1]]
         x = self.dropout(x, random)
-        for block in self.blocks:
-            x = block(x, random)
-        return self.norm(x)
+        return self.norm(self.blocks(x, random))
 
     def logits(self, hidden: Tensor, count: int | None = None) -> Tensor:
         """Scores (..., count) of the first `count` tokens of the vocabulary (all when None) by the tied head, without bias."""

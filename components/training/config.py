@@ -23,7 +23,7 @@ class TrainConfig(Config):
     clip_norm: float | None = Field(1.0, gt=0)
     precision: Literal["float32", "bfloat16"] = "float32"
     ema_decay: float | None = Field(None, gt=0, lt=1, description="average of the weights, used to evaluate and to publish")
-    recompute: int = Field(0, ge=0, description="activation checkpointing: 0 off, 1 every block, k every k-th block")
+    recompute: int = Field(0, ge=0, description="activation checkpointing: 0 off, k: segments of k blocks")
     log_every: int = Field(20, gt=0)
     checkpoint_every: int = Field(200, gt=0)
     keep_last: int = Field(1, ge=1, description="newest checkpoints kept")
