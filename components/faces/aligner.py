@@ -1,4 +1,4 @@
-"""Pictures to aligned faces, the same way for training data, for enrolment and for a question: detect, align, take the light out.
+"""Pictures to aligned faces, the same way for training data, for enrolment and for a question: detect, align.
 
 Smallest use: `Aligner(FaceConfig(), (112, 112), 1).only(decode(data, "a.jpg"), "a.jpg").image`.
 """
@@ -18,7 +18,6 @@ from components.errors import UserError
 from components.faces.align import align
 from components.faces.detect import DetectorConfig, Face, FaceDetector
 from components.functional.geometry import Border
-from components.functional.photometric import PHOTOMETRIC
 
 Several = Literal["error", "largest"]
 
@@ -28,9 +27,6 @@ class FaceConfig(Config):
 
     detector: DetectorConfig = DetectorConfig()
     border: Border = Field("border", description="what lies outside the picture: zeros (black), or border (its edge going on)")
-    photometric: Literal["none", "standardise", "equalise", "difference_of_gaussians", "self_quotient"] = Field(
-        "none", description="how the light is taken out of aligned faces"
-    )
 
 
 @dataclass(frozen=True)
@@ -72,11 +68,7 @@ class Aligner:
         return max(found, key=lambda one: one.face.area)
 
     def _aligned(self, image: Tensor, face: Face) -> Tensor:
-        aligned = in_channels(align(image, face.landmarks, self.shape[1], self.config.border), self.shape[0])
-        if self.config.photometric == "none":
-            return aligned
-        normalised = PHOTOMETRIC[self.config.photometric](aligned[None].float() / 255)[0]
-        return (normalised * 255).round().to(torch.uint8)
+        return in_channels(align(image, face.landmarks, self.shape[1], self.config.border), self.shape[0])
 
 
 def in_channels(image: Tensor, channels: int) -> Tensor:

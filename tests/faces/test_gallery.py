@@ -91,7 +91,7 @@ def test_any_arrow_library_reads_it(tmp_path: Path) -> None:
 
 
 def test_the_options_of_faces_come_back(tmp_path: Path) -> None:
-    faces = FaceConfig.parse({"detector": {"padding": 20}, "photometric": "equalise"}, "test")
+    faces = FaceConfig.parse({"detector": {"padding": 20}, "border": "zeros"}, "test")
     write_gallery(Gallery.empty(HEADER.model_copy(update={"faces": faces})), str(tmp_path / "g"))
     assert read_gallery(str(tmp_path / "g")).header.faces == faces
 

@@ -148,6 +148,23 @@ def test_an_embedding_is_of_the_picture_and_its_mirror_image(make_job) -> None:
     assert torch.equal(plain.embed(images), F.normalize(plain.backbone.read(plain.backbone.features(images))))
 
 
+def test_light_is_taken_out_in_training_and_in_use(make_job) -> None:
+    noise = torch.randint(0, 128, (6, 1, 28, 28), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    bright, dark = ({"image": image, "label": torch.arange(6)} for image in (noise * 2, noise + 60))
+    ctx = Context(0, "recognition", Draws(0, 0, "recognition", 0, CPU), 6, 6, Communication())
+    differences = {}
+    for photometric in ("none", "standardise"):
+        job = make_job(photometric, {"photometric": photometric})
+        model = build(job, Dataset.open(job.data)).eval()
+        assert isinstance(model, Recognition)
+        model.head.cut(0, 1, 0)
+        losses = [model.loss("recognition", batch, ctx).loss.item() for batch in (bright, dark)]
+        embeddings = [model.embed(batch["image"].float() / 255) for batch in (bright, dark)]
+        differences[photometric] = abs(losses[0] - losses[1]), (embeddings[0] - embeddings[1]).abs().max().item()
+    assert min(differences["none"]) > 1e-3
+    assert max(differences["standardise"]) < 1e-4
+
+
 def test_a_published_model_embeds_without_its_head_and_gives_rows_when_asked(make_job) -> None:
     job = make_job("run")
     weights = here(job)
