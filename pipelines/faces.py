@@ -92,7 +92,8 @@ def recognizer(people: Artifact, margins: Artifact, task: Task[RecognizerConfig]
     copy_model(storage.join(task.draft.work, MODEL), str(task.draft.folder / MODEL), known)
     note = f"cosine {chosen.threshold:.3f} at a false-accept rate of {chosen.false_accept_rate:g}, over {chosen.pairs:,} pairs"
     accepted = Score(name="accepted rightly on the development people", value=chosen.true_accept_rate, better="higher", unit="%", note=note)
-    Findings(scores=(accepted,)).write(str(task.draft.folder))
+    folder = str(task.draft.folder)
+    Findings.read(folder).model_copy(update={"scores": (accepted,)}).write(folder)
 
 
 @stage(version=1)

@@ -11,6 +11,8 @@ from typing import Any
 from components import storage
 from components.errors import UserError
 from components.families.model_folder import COMMIT as MODEL_COMMIT
+from components.families.model_folder import family_class
+from components.report.findings import Findings
 from components.training.job import TrainingJob
 from pipelines.settings import Training
 from pipelines.source import Source, SourceReader
@@ -47,9 +49,13 @@ def training_job(
 
 
 def adopt_run(draft: Draft) -> None:
-    """Copies what a finished run leaves from the work folder into the draft."""
+    """Copies what a finished run leaves from the work folder into the draft, with what the report draws of its scores."""
     for name in (MODEL, "metrics", "run.json"):
         draft.adopt(storage.join(draft.work, name), name)
+    run = storage.read_json(storage.join(draft.work, "run.json"))
+    charts = family_class(run["job"]["family"]).charts(run["scores"])
+    if charts:
+        Findings(charts=charts).write(str(draft.folder))
 
 
 def find_model(reference: str, store: Store) -> str:

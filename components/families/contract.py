@@ -19,6 +19,7 @@ from components.config import Config as AnyConfig
 from components.data.columns import Column as Column
 from components.data.columns import DataShape as DataShape
 from components.errors import UserError
+from components.report.findings import Chart
 from components.training.context import Context
 
 Batch = Mapping[str, Tensor]  # column name -> (B, ...), as stored: images are uint8 (B, C, H, W)
@@ -134,6 +135,11 @@ class Family(nn.Module):
     def finish(self, totals: Mapping[str, tuple[Tensor, Tensor]], rows: Mapping[str, Tensor]) -> dict[str, float | list[float]]:
         """The scores of a whole data set from its summed (sum, count) pairs: their quotients; override to derive others."""
         return {name: (total / count).tolist() for name, (total, count) in totals.items()}
+
+    @classmethod
+    def charts(cls, scores: Mapping[str, float | list[float]]) -> tuple[Chart, ...]:
+        """What the report draws of the scores that `finish` gave, beside their numbers."""
+        return ()
 
     def sample(self, count: int, seed: int, sampler: AnyConfig) -> Tensor:
         """`count` samples; equal seeds give equal samples. Families that do not generate raise UserError."""

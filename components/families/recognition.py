@@ -29,6 +29,7 @@ from components.functional.photometric import PHOTOMETRIC
 from components.networks.class_rows import ClassRows
 from components.networks.embedding import BasicBlock, Bottleneck, ResidualEmbedder
 from components.networks.gabor import GaborEmbedder
+from components.report.findings import Chart, Series
 from components.training.class_parallel import cross_entropy, gather_rows
 from components.training.context import Context
 from components.training.randomness import Draws, generator
@@ -138,6 +139,19 @@ class Recognition(Family):
         found = verification_scores(rows["embedding"], rows[LABEL]).to_json()
         rates = {f"tar_at_far_{far}": rate for far, rate in found.pop("tar_at").items()}
         return super().finish(totals, rows) | {name: value for name, value in found.items() if isinstance(value, (float, list))} | rates
+
+    @classmethod
+    def charts(cls, scores: Mapping[str, float | list[float]]) -> tuple[Chart, ...]:
+        far, tar = scores.get("roc_far"), scores.get("roc_tar")
+        if not isinstance(far, list) or not isinstance(tar, list):
+            return ()
+        curve = Series(name="held-out pictures", x=tuple(far), y=tuple(tar))
+        axes = {"x_label": "false-accept rate", "y_label": "true-accept rate"}
+        return (
+            Chart(
+                title="True accepts over false accepts", caption="Over all pairs of held-out pictures.", log_x=True, series=(curve,), **axes
+            ),
+        )
 
     def adopt(self, name: str, model: Family) -> None:
         """`start`: begins with the backbone of a trained model; its class rows are drawn anew."""

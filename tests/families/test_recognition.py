@@ -189,6 +189,12 @@ def test_large_backbones_are_about_as_large_as_the_published_ones(backbone: str,
     assert sum(p.numel() for p in model.backbone.blocks.parameters()) == pytest.approx(parameters, rel=within)
 
 
+def test_the_curve_is_drawn_where_there_is_one() -> None:
+    (chart,) = Recognition.charts({"eer": 0.1, "roc_far": [0.1, 1.0], "roc_tar": [0.5, 1.0]})
+    assert (chart.series[0].x, chart.series[0].y) == ((0.1, 1.0), (0.5, 1.0))
+    assert Recognition.charts({}) == ()
+
+
 def test_margins_grow_and_scales_follow_the_number_of_classes() -> None:
     config = RecognitionConfig(loss="arcface", margin_warmup_steps=10, num_classes=2000)
     assert [margin_of(config, step).strength for step in (0, 4, 9, 50)] == [0.1, 0.5, 1.0, 1.0]
