@@ -21,7 +21,6 @@ from pipelines.store import COMMIT, Artifact, Draft, Recipe, Store
 from pipelines.workers import Workers
 
 MODEL = "model"
-KEPT = {"prior": ("tokenizer",)}  # models that a family's own model folder carries, since it is of no use without them
 
 
 def train_model(task: Task[Training], data: str, children: Mapping[str, str] | None = None, known: Mapping[str, Any] | None = None) -> None:
@@ -44,7 +43,7 @@ def training_job(
         data=data,
         run=run,
         children=dict(children),
-        children_kept=tuple(name for name in KEPT.get(settings.family, ()) if name in children),
+        children_kept=tuple(name for name in family_class(settings.family).kept if name in children),
     )
 
 

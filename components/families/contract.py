@@ -83,6 +83,7 @@ class Family(nn.Module):
     sharded: tuple[str, ...] = ()  # children cut by rows over the workers (`components/networks/class_rows.py`): never averaged
     averaged: tuple[str, ...] = ()  # children that keep an exponential moving average of their weights when the run asks for it
     recomputed: tuple[str, ...] = ()  # fnmatch patterns of module names for activation checkpointing
+    kept: ClassVar[tuple[str, ...]] = ()  # adopted models that its model folder carries, since it is of no use without them
     surveyed_rows: int = 0  # training rows that `survey` sees before the first step, about so many
     proof: ClassVar[Proof]
     headline: ClassVar[tuple[str, Literal["min", "max"]]]  # the score of `evaluate` that says which checkpoint is best

@@ -82,6 +82,7 @@ class Prior(Family):
     averaged = ("transformer",)
     recomputed = ("transformer.blocks.*",)
     headline = ("bits_per_code", "min")
+    kept = ("tokenizer",)
     proof = Proof(
         data="codes",
         model={"code_count": 16, "layers": 2, "heads": 2, "width": 32},
