@@ -15,7 +15,7 @@ from torch import Tensor
 from components.seeds import derive_seed as derive_seed
 
 LANE = 8  # rows of a batch that one generator draws for
-BLOCK = 1024  # the same for rows of weights
+BLOCK = 16_384  # the same for rows of weights
 
 
 def generator(*parts: int | str, device: torch.device | str = "cpu") -> torch.Generator:
