@@ -33,9 +33,9 @@ class Gang:
             for rank in range(world_size):
                 self._tasks[rank].put((function, args, rank, world_size, str(Path(folder) / "store")))
             answers = [self._results[rank].get(timeout=TIMEOUT_SECONDS) for rank in range(world_size)]
-        for succeeded, value in answers:
-            if not succeeded:
-                raise AssertionError(value)
+        failures = [value for succeeded, value in answers if not succeeded]
+        if failures:  # all of them: where one fails, others fail in waiting for it
+            raise AssertionError("\n".join(failures))
         return [value for _, value in answers]
 
     def close(self) -> None:
@@ -52,7 +52,9 @@ def _wait_for_tasks(tasks: Any, results: Any) -> None:
         function, args, rank, world_size, store = task
         dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=world_size)
         try:
-            results.put((True, function(*args)))
+            value = function(*args)
+            dist.barrier()  # a worker that leaves early aborts the group
+            results.put((True, value))
         except BaseException:
             results.put((False, traceback.format_exc()))
         finally:

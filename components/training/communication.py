@@ -65,6 +65,7 @@ class Communication:
         group = dist.new_group(backend="gloo")
         try:
             yield replace(self, group=group)
+            dist.barrier(group=group)  # a worker that leaves early aborts a gloo group
         finally:
             dist.destroy_process_group(group)
 

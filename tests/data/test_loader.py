@@ -38,8 +38,10 @@ def test_batches_are_the_rows_of_the_order(dataset: Dataset, monkeypatch: pytest
                 assert torch.equal(batch[name], torch.from_numpy(values[asked])), (step, name)
 
 
-def test_each_epoch_has_every_row_once(dataset: Dataset) -> None:
-    images = torch.cat([batch["image"] for batch in Loader(dataset, 20, seed=1).batches(0, 2 * ROWS // 20)])
+@pytest.mark.parametrize("size", [1, 2, 3, 4])
+def test_each_epoch_has_every_row_once_over_all_workers(dataset: Dataset, size: int) -> None:
+    workers = [Loader(dataset, 20, 1, rank, size, lane=4).batches(0, 2 * ROWS // 20) for rank in range(size)]
+    images = torch.cat([part["image"] for parts in zip(*workers, strict=True) for part in parts])
     original = sorted(random_rows(ROWS)["image"].reshape(ROWS, -1).tolist())
     for epoch in images.split(ROWS):
         assert sorted(epoch.reshape(ROWS, -1).tolist()) == original

@@ -24,6 +24,7 @@ from components.training.loop import Trainer
 from components.training.measures import Measures
 from components.training.outlet import Outlet
 from components.training.randomness import Draws
+from components.training.recompute import recompute
 from tests.gang import Gang
 from tests.small_data import shipped_images
 from tests.test_promises import difference, here, killed_on_worker, on_worker, published
@@ -253,3 +254,9 @@ def test_a_run_does_not_go_on_with_another_list_of_classes(tmp_path: Path, make_
     write_dataset(str(tmp_path / "other"), {"train": [{"image": images[kept], "label": labels[kept]}]}, columns, tuple("abcdefg"))
     with pytest.raises(UserError, match="classes"):
         execute(job.model_copy(update={"data": str(tmp_path / "other")}), Outlet(CPU))
+
+
+def test_a_gabor_bank_has_no_blocks_to_recompute() -> None:
+    family = Recognition(Recognition.Config(num_classes=4, backbone="gabor", image_channels=1, image_size=(56, 56)))
+    with pytest.raises(UserError, match="set recompute=0"):
+        recompute(family, family.recomputed, 1)

@@ -169,3 +169,7 @@ def test_a_warm_start_takes_over_every_weight() -> None:
         model(encoder_widths=(8, 12)).adopt("vqvae", start)
     with pytest.raises(UserError, match="no use for a model named 'tokenizer'"):
         family.adopt("tokenizer", start)
+
+
+def test_parts_without_blocks_are_not_recomputed() -> None:
+    assert VQVAE(VQVAE.Config(encoder_blocks=0)).recomputed == ("decoder.blocks.*",)
