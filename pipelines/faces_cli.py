@@ -120,8 +120,9 @@ def compare(
 
     Raises UserError for a picture that is unreadable or shows no face or several, and for a model without a threshold when none is given.
     """
-    system = _system(_model_folder(model, store), FaceConfig(), overrides)
-    least, rate = system.threshold(threshold)
+    url = _model_folder(model, store)
+    system = _system(url, FaceConfig(), overrides)
+    least, rate = _threshold(url, system, threshold)
     a, b = (system.only(read_picture(picture), picture, several) for picture in (picture_a, picture_b))
     score = similarity(a, b)
     values: dict[str, Any] = {"same": score >= least, "score": score, "threshold": least, "false_accept_rate": rate}
@@ -159,7 +160,8 @@ def _alone(gallery: str) -> Iterator[None]:
         with locked(file.with_name(f".{file.name}.lock"), lambda owner: None):  # for as long as one file takes to write
             yield
     except OSError as error:
-        raise UserError(f"gallery {gallery} cannot be written: {error.strerror or error}; name another place") from None
+        cause = "a part of the path is a file" if isinstance(error, (FileExistsError, NotADirectoryError)) else error.strerror or error
+        raise UserError(f"gallery {gallery} cannot be written: {cause}; name another place") from None
 
 
 def _gallery_and_system(
@@ -170,7 +172,9 @@ def _gallery_and_system(
     people = _gallery(gallery, url)
     system = _system(url, people.header.faces, overrides)
     if system.config.model_copy(update={"detector": people.header.faces.detector}) != people.header.faces:
-        raise UserError(f"{gallery} was made with another alignment of faces; of {' '.join(overrides)} only detector options can differ")
+        raise UserError(
+            f"{gallery} was made with another alignment; of {' '.join(overrides)} only detector options can differ; leave out the rest"
+        )
     return (people if threshold is None else people.with_threshold(threshold)), system
 
 
@@ -184,10 +188,17 @@ def _gallery(gallery: str, model_url: str) -> Gallery:
 
 def _header(model_url: str, system: FaceSystem, threshold: float | None) -> GalleryHeader:
     """What holds for a new gallery; raises UserError without a threshold."""
-    least, rate = system.threshold(threshold)
+    least, rate = _threshold(model_url, system, threshold)
     return GalleryHeader(
         model=_fingerprint(model_url), embedding_dim=system.embedding_dim, threshold=least, false_accept_rate=rate, faces=system.config
     )
+
+
+def _threshold(model_url: str, system: FaceSystem, given: float | None) -> tuple[float, float | None]:
+    try:
+        return system.threshold(given)
+    except UserError as error:
+        raise UserError(f"{model_url}: {error}") from None
 
 
 def _system(model_url: str, config: FaceConfig, overrides: Sequence[str]) -> FaceSystem:

@@ -146,7 +146,7 @@ class Recognition(Family):
         if name != "start":
             super().adopt(name, model)
         if not isinstance(model, Recognition):
-            raise UserError(f"start is a {type(model).__name__}, expected a recognition model")
+            raise UserError(f"start is a {type(model).__name__}, expected a recognition model; give the folder of one")
         try:
             self.backbone.load_state_dict(model.backbone.state_dict())
         except RuntimeError as error:
@@ -209,9 +209,10 @@ def _require_pairs(rows_by_class: Sequence[int], origin: str) -> None:
     rows = sum(rows_by_class)
     genuine = sum(count * (count - 1) // 2 for count in rows_by_class)
     impostor = rows * (rows - 1) // 2 - genuine
+    people = sum(count > 0 for count in rows_by_class)
     if min(genuine, impostor) < FOLDS:
         raise UserError(
-            f"{origin} has {rows} pictures of {sum(count > 0 for count in rows_by_class)} identities: {genuine} genuine and {impostor} "
+            f"{origin} has {rows} pictures of {people} {'identity' if people == 1 else 'identities'}: {genuine} genuine and {impostor} "
             f"impostor pairs, expected {FOLDS} or more of each; add pictures of these people and of others, or score another split"
         )
 
