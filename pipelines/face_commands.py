@@ -6,7 +6,6 @@ from typing import Annotated, Literal
 
 import typer
 
-from components import storage
 from components.errors import UserError
 from pipelines.options import JsonOption, Overrides, StoreOption, VerboseOption
 from pipelines.shell import Answer
@@ -16,7 +15,15 @@ faces = typer.Typer(help="Chooses a threshold, enrols people, and says who is in
 Model = Annotated[str, typer.Argument(help="A recognition model: folder, URL, or an artifact of the store.")]
 GalleryFile = Annotated[str, typer.Argument(metavar="GALLERY", help="One Arrow file; .arrow by custom.")]
 Picture = Annotated[str, typer.Argument(help="A PNG, JPEG or PGM picture.")]
-Threshold = Annotated[float | None, typer.Option("--threshold", min=-1, max=1, help="Cosine to accept from (default: the model's).")]
+
+
+def _cosine(value: float | None) -> float | None:
+    if value is not None and not -1 <= value <= 1:
+        raise UserError(f"--threshold {value} is no cosine; give a number from -1 to 1")
+    return value
+
+
+Threshold = Annotated[float | None, typer.Option("--threshold", callback=_cosine, help="Cosine to accept from (default: the model's).")]
 Largest = Annotated[bool, typer.Option("--largest", help="Take the largest of several faces, which are an error otherwise.")]
 
 
@@ -41,12 +48,11 @@ def calibrate(
     from components.families.model_folder import copy_model, load_model
     from components.families.recognition import Recognition
     from pipelines.store import Store
-    from pipelines.training import find_data, find_model
+    from pipelines.training import find_data, find_model, require_empty
 
     if not 0 < far < 1:
         raise UserError(f"--far {far} is not a rate between 0 and 1; give for example 0.001")
-    if storage.list_names(out):
-        raise UserError(f"{out} is not empty; give a new folder")
+    require_empty(out)
     place = Store(store)
     url = find_model(model, place)
     loaded = load_model(url, expect="recognition")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -15,6 +17,7 @@ from components.faces.aligner import FaceConfig, Several
 from components.faces.gallery import Gallery, GalleryHeader, read_gallery, write_gallery
 from components.faces.system import FaceModel, FaceSystem, SeenFace, similarity
 from components.families.model_folder import COMMIT, load_model
+from pipelines.lock import locked
 from pipelines.shell import Answer
 from pipelines.store import Store
 from pipelines.training import find_model
@@ -33,26 +36,22 @@ def enroll(
 ) -> Answer:
     """Adds the people of `people_folder/NAME/*` to the gallery file, made when it is new; nothing is written unless all went well.
 
-    Raises UserError for a picture that is unreadable or shows no face or several, a person without pictures or known already, and a
-    gallery of another model.
+    Others who add people to a local file meanwhile lose none; on s3:// the last to write decides. Raises UserError for a picture that is
+    unreadable or shows no face or several, a person without pictures or known already, and a gallery of another model.
     """
     names, pictures = folder_pictures(people_folder)
     url = _model_folder(model, store)
-    before = _gallery(gallery, url) if storage.exists(gallery) else None
-    system = _system(url, before.header.faces if before else FaceConfig(), overrides)
-    if before is not None and system.config != before.header.faces:
-        raise UserError(f"{gallery} was made with other options of faces; leave out {' '.join(overrides)}, or begin another gallery")
-    if before is not None and not replace and (known := next((name for name in names if name in before.names), None)):
-        raise UserError(f"{gallery} has {known!r} already; take the folder away, or give --replace to enrol known people anew")
-    start = before or Gallery.empty(_header(url, system, threshold))
-    if before is not None and threshold is not None:
-        start = before.with_threshold(threshold)
+    faces = _gallery(gallery, url).header.faces if storage.exists(gallery) else FaceConfig()
+    system = _system(url, faces, overrides)
+    newcomers = () if replace else names
+    _to_add_to(gallery, url, system, threshold, newcomers)  # its mistakes now, not after a look at all pictures
     found: dict[str, list[np.ndarray]] = {name: [] for name in names}
     for picture in pictures:
         found[names[picture.label]].append(system.only(picture.read(), picture.place, several).embedding)
     people = {name: np.stack(embeddings) for name, embeddings in found.items()}
-    after = start.enrol(people, replace)
-    write_gallery(after, gallery)
+    with _alone(gallery):
+        after = _to_add_to(gallery, url, system, threshold, newcomers).enrol(people, replace)
+        write_gallery(after, gallery)
     values = {"gallery": gallery, "people": len(after.names), "enrolled": {name: len(vectors) for name, vectors in found.items()}}
     values |= {"threshold": after.header.threshold, "false_accept_rate": after.header.false_accept_rate}
     return Answer(values, [f"{gallery}: {len(names)} enrolled from {len(pictures)} pictures, {len(after.names)} people in all"])
@@ -121,13 +120,48 @@ def compare(
 
     Raises UserError for a picture that is unreadable or shows no face or several, and for a model without a threshold when none is given.
     """
-    system = _system(_model_folder(model, store), FaceConfig(), overrides)
-    least, rate = system.threshold(threshold)
+    url = _model_folder(model, store)
+    system = _system(url, FaceConfig(), overrides)
+    least, rate = _threshold(url, system, threshold)
     a, b = (system.only(read_picture(picture), picture, several) for picture in (picture_a, picture_b))
     score = similarity(a, b)
     values: dict[str, Any] = {"same": score >= least, "score": score, "threshold": least, "false_accept_rate": rate}
     values["faces"] = [{"picture": picture} | _shown(face) for picture, face in ((picture_a, a), (picture_b, b))]
     return Answer(values, [f"{'the same person' if score >= least else 'different people'} ({_against(score, least)})"])
+
+
+def _to_add_to(gallery: str, model_url: str, system: FaceSystem, threshold: float | None, newcomers: Sequence[str]) -> Gallery:
+    """The gallery as it is now, with the threshold when one is given; an empty one when there is none.
+
+    Raises UserError when one of the newcomers is there already, and when its faces were found and aligned in another way.
+    """
+    if not storage.exists(gallery):
+        return Gallery.empty(_header(model_url, system, threshold))
+    people = _gallery(gallery, model_url)
+    for name, value in people.header.faces:
+        if value != getattr(system.config, name):
+            given = getattr(system.config, name)
+            raise UserError(
+                f"{gallery} was made with other options of faces: {name}={value}, not {given}; leave them out, or begin another gallery"
+            )
+    if known := next((name for name in newcomers if name in people.names), None):
+        raise UserError(f"{gallery} has {known!r} already; take the folder away, or give --replace to enrol known people anew")
+    return people if threshold is None else people.with_threshold(threshold)
+
+
+@contextmanager
+def _alone(gallery: str) -> Iterator[None]:
+    """No other process adds people to a local gallery while the block runs."""
+    if storage.is_remote(gallery):
+        yield
+        return
+    file = Path(gallery.removeprefix("file://")).resolve()
+    try:
+        with locked(file.with_name(f".{file.name}.lock"), lambda owner: None):  # for as long as one file takes to write
+            yield
+    except OSError as error:
+        cause = "a part of the path is a file" if isinstance(error, (FileExistsError, NotADirectoryError)) else error.strerror or error
+        raise UserError(f"gallery {gallery} cannot be written: {cause}; name another place") from None
 
 
 def _gallery_and_system(
@@ -138,7 +172,9 @@ def _gallery_and_system(
     people = _gallery(gallery, url)
     system = _system(url, people.header.faces, overrides)
     if system.config.model_copy(update={"detector": people.header.faces.detector}) != people.header.faces:
-        raise UserError(f"{gallery} was made with another alignment of faces; of {' '.join(overrides)} only detector options can differ")
+        raise UserError(
+            f"{gallery} was made with another alignment; of {' '.join(overrides)} only detector options can differ; leave out the rest"
+        )
     return (people if threshold is None else people.with_threshold(threshold)), system
 
 
@@ -152,10 +188,17 @@ def _gallery(gallery: str, model_url: str) -> Gallery:
 
 def _header(model_url: str, system: FaceSystem, threshold: float | None) -> GalleryHeader:
     """What holds for a new gallery; raises UserError without a threshold."""
-    least, rate = system.threshold(threshold)
+    least, rate = _threshold(model_url, system, threshold)
     return GalleryHeader(
         model=_fingerprint(model_url), embedding_dim=system.embedding_dim, threshold=least, false_accept_rate=rate, faces=system.config
     )
+
+
+def _threshold(model_url: str, system: FaceSystem, given: float | None) -> tuple[float, float | None]:
+    try:
+        return system.threshold(given)
+    except UserError as error:
+        raise UserError(f"{model_url}: {error}") from None
 
 
 def _system(model_url: str, config: FaceConfig, overrides: Sequence[str]) -> FaceSystem:

@@ -118,11 +118,16 @@ def model_recipe(settings: Training, sources: Mapping[str, Source]) -> Recipe:
     return Recipe(stage=settings.family, version=1, config=settings.to_json(), inputs=inputs)
 
 
+def require_empty(url: str) -> None:
+    """Raises UserError when a file or a folder with something in it is there."""
+    if storage.size(url) is not None or storage.list_names(url):
+        raise UserError(f"{url} is not empty; give a new folder")
+
+
 @contextmanager
 def empty_folder(url: str) -> Iterator[Path]:
     """A local folder whose files are copied to `url` at the end; raises UserError when something is there already."""
-    if storage.list_names(url):
-        raise UserError(f"{url} is not empty; give a new folder")
+    require_empty(url)
     with tempfile.TemporaryDirectory() as scratch:
         yield Path(scratch)
         for file in storage.list_files(scratch):

@@ -18,7 +18,7 @@ from components.data.arrow import Rows, decode
 from components.data.cache import ContentCache
 from components.data.columns import DataShape
 from components.data.index import DatasetIndex, ShardEntry, read_index
-from components.errors import UserError
+from components.errors import UserError, did_you_mean
 
 logger = logging.getLogger(__name__)
 
@@ -44,6 +44,8 @@ class Dataset:
         a remote shard is fetched; `components/data/verify.py` checks them for local ones.
         """
         index = read_index(url)
+        if split not in index.splits:
+            raise UserError(f"the data set {url} has no split {split!r}; {did_you_mean(split, index.splits)}")
         remote = storage.is_remote(url)
         dataset = cls(url, index, split, ContentCache(cache) if remote else None)
         _check_files(url, index.shards(split))

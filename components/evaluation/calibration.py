@@ -35,7 +35,11 @@ def embeddings(model: Recognition, dataset: Dataset, batch_size: int = 256) -> t
 
 def calibrate(model: Recognition, development: Dataset, false_accept_rate: float) -> Calibration:
     """Raises UserError when there are too few pairs of different identities for the rate, or none of one identity."""
-    scores, genuine = pair_scores(*embeddings(model, development))
+    found = embeddings(model, development)
+    try:
+        scores, genuine = pair_scores(*found)
+    except UserError as error:
+        raise UserError(f"split {development.split} of {development.url}: {error}") from None
     impostors = int((~genuine).sum())
     if impostors * false_accept_rate < 1:
         raise UserError(

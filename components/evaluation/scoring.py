@@ -7,6 +7,7 @@ from torch import Tensor
 
 from components.data.dataset import Dataset
 from components.data.loader import evaluation_batches
+from components.errors import UserError
 from components.families.contract import Family
 from components.training.communication import Communication
 from components.training.context import Context
@@ -29,7 +30,7 @@ def evaluate(
     A vector stays a list. Raises UserError when the data set is not of the kind that the family learnt from.
     """
     world = world or Communication()
-    family.require_fitting(dataset.shape, dataset.url)
+    family.require_fitting(dataset.shape, dataset.url, dataset.split)
     device = next(family.parameters()).device
     training = family.training
     family.eval()
@@ -47,7 +48,10 @@ def evaluate(
             described[first_row] = {name: value.cpu() for name, value in family.describe(batch, ctx).items()}
     finally:
         family.train(training)
-    return family.finish(_merge(totals, world), _in_order(described, world))
+    try:
+        return family.finish(_merge(totals, world), _in_order(described, world))
+    except UserError as error:
+        raise UserError(f"split {dataset.split} of {dataset.url}{'' if limit is None else f', its first {limit} rows'}: {error}") from None
 
 
 def _merge(totals: dict[str, tuple[Tensor, Tensor]], world: Communication) -> dict[str, tuple[Tensor, Tensor]]:

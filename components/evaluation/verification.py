@@ -25,6 +25,7 @@ ROWS = 1024  # of the similarity matrix at a time: bounds memory, changes no pai
 MAX_PAIRS = 10**8  # a curve takes some 50 bytes a pair
 FALSE_ACCEPT_RATES = {"1e-2": 1e-2, "1e-3": 1e-3, "1e-4": 1e-4}
 DRAWN_POINTS = 100
+FOLDS = 10  # of the accuracy
 
 
 @dataclass(frozen=True)
@@ -175,7 +176,7 @@ def threshold_at_far(curve: Roc, far: float) -> float:
     return curve.thresholds[_place(curve, far)].item()
 
 
-def ten_fold_accuracy(scores: Tensor, genuine: Tensor, folds: int = 10, seed: int = 0) -> Accuracy:
+def ten_fold_accuracy(scores: Tensor, genuine: Tensor, folds: int = FOLDS, seed: int = 0) -> Accuracy:
     """Share of right decisions over as many genuine as impostor pairs, each fold judged at the threshold best on the others.
 
     All pairs of the rarer kind are drawn, but for a rest smaller than `folds`, and cut into folds in an order that depends on `seed`.

@@ -64,7 +64,7 @@ class Aligner:
                 f"fills it"
             )
         if len(found) > 1 and several == "error":
-            raise UserError(f"{name} shows {len(found)} faces, expected one; cut the picture to one, or ask for the largest")
+            raise UserError(f"{name} shows {len(found)} faces, expected one; cut the picture to one, or ask for the largest (--largest)")
         return max(found, key=lambda one: one.face.area)
 
     def _aligned(self, image: Tensor, face: Face) -> Tensor:

@@ -128,10 +128,10 @@ def read_gallery(url: str, model: str | None = None) -> Gallery:
         table = pa.ipc.open_file(pa.py_buffer(storage.read_bytes(url))).read_all()
         stored = (table.schema.metadata or {}).get(METADATA)
         if stored is None:
-            raise UserError(f"{url} is an Arrow file but no gallery; give one that raymill enroll made")
+            raise UserError(f"{url} is an Arrow file but no gallery; give one that raymill faces enroll made")
         header = _Stored.model_validate_json(stored)
         if not table.schema.equals(_schema(header.embedding_dim)):
-            raise UserError(f"{url} has other columns than a gallery; give one that raymill enroll made")
+            raise UserError(f"{url} has other columns than a gallery; give one that raymill faces enroll made")
         table.validate(full=True)
     except UserError:
         raise

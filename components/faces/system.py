@@ -69,7 +69,7 @@ class FaceSystem:
                 raise UserError(f"threshold {given} is no cosine; give a number from -1 to 1")
             return given, None
         if self._model.config.threshold is None:
-            raise UserError("the model has no threshold of its own; give one with --threshold, for example 0.5")
+            raise UserError("the model has no threshold of its own; choose one with raymill faces calibrate, or give --threshold")
         return self._model.config.threshold, self._model.config.false_accept_rate
 
     @torch.inference_mode()

@@ -97,8 +97,8 @@ class Family(nn.Module):
         """The shape of one sample, for families that generate."""
         raise NotImplementedError
 
-    def require_fitting(self, data: DataShape, url: str) -> None:
-        """Raises UserError when the trained model cannot be scored on data of this shape."""
+    def require_fitting(self, data: DataShape, url: str, split: str | None = None) -> None:
+        """Raises UserError when the trained model cannot be scored on data of this shape, or (when given) on this split of it."""
         fitted = self.fit(self.config, data).to_json()
         for name, value in self.config.to_json().items():
             if fitted[name] != value:
@@ -152,7 +152,7 @@ class Family(nn.Module):
 
     def export(self, folder: Path) -> None:
         """Writes a form that a public library opens. Families without one raise UserError."""
-        raise UserError(f"{type(self).__name__} has no export; its model folder is already safetensors and JSON")
+        raise UserError(f"{type(self).__name__} has no export; use its model folder, which is safetensors and JSON")
 
 
 def replicated(family: Family) -> dict[str, Tensor]:

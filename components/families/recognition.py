@@ -9,7 +9,7 @@ A backbone makes embeddings; a head has one row of weights for each training cla
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -19,7 +19,7 @@ from torch import Tensor
 from components.config import Config as AnyConfig
 from components.config import fingerprint
 from components.errors import UserError
-from components.evaluation.verification import verification_scores
+from components.evaluation.verification import FOLDS, verification_scores
 from components.families.augmentation import augment
 from components.families.contract import Batch, DataShape, Family, OptimizerConfig, Phase, PhaseOutput, Proof
 from components.families.images import LABEL, image_shape, pixels
@@ -93,7 +93,7 @@ class Recognition(Family):
             )
         return fitted
 
-    def require_fitting(self, data: DataShape, url: str) -> None:
+    def require_fitting(self, data: DataShape, url: str, split: str | None = None) -> None:
         found, own = image_shape(data), (self.config.image_channels, *self.config.image_size)
         if found != own:
             raise UserError(
@@ -101,6 +101,8 @@ class Recognition(Family):
             )
         if LABEL not in data.columns:
             raise UserError(f"the data set {url} has no column {LABEL!r}, which says who is who; prepare it from labelled pictures")
+        if split is not None:
+            _require_pairs(data.rows_by_class.get(split, ()), f"split {split} of {url}")
 
     def embed(self, images: Tensor) -> Tensor:
         """Unit vectors (B, D) of images (B, C, H, W) in [0, 1]; with `flip_test` of the sum with the mirror image's."""
@@ -158,7 +160,7 @@ class Recognition(Family):
         if name != "start":
             super().adopt(name, model)
         if not isinstance(model, Recognition):
-            raise UserError(f"start is a {type(model).__name__}, expected a recognition model")
+            raise UserError(f"start is a {type(model).__name__}, expected a recognition model; give the folder of one")
         try:
             self.backbone.load_state_dict(model.backbone.state_dict())
         except RuntimeError as error:
@@ -214,6 +216,19 @@ def _bends(config: RecognitionConfig) -> Tensor:
     moves = (2 * corners - 1) * (config.virtual_reach or BEND_REACH)
     moves[0] = 0
     return F.interpolate(moves, config.image_size, mode="bicubic", align_corners=True).permute(0, 2, 3, 1).contiguous()
+
+
+def _require_pairs(rows_by_class: Sequence[int], origin: str) -> None:
+    """Raises UserError when so many pictures of each identity make too few pairs to score."""
+    rows = sum(rows_by_class)
+    genuine = sum(count * (count - 1) // 2 for count in rows_by_class)
+    impostor = rows * (rows - 1) // 2 - genuine
+    people = sum(count > 0 for count in rows_by_class)
+    if min(genuine, impostor) < FOLDS:
+        raise UserError(
+            f"{origin} has {rows} pictures of {people} {'identity' if people == 1 else 'identities'}: {genuine} genuine and {impostor} "
+            f"impostor pairs, expected {FOLDS} or more of each; add pictures of these people and of others, or score another split"
+        )
 
 
 def _training_classes(data: DataShape) -> tuple[str, ...]:

@@ -62,25 +62,29 @@ class RecognitionConfig(Config):
     @model_validator(mode="after")
     def _options_have_an_effect(self) -> Self:
         if len(self.widths) != len(self.depths):
-            raise ValueError(f"widths={self.widths} and depths={self.depths} must have one entry for each stage")
+            raise ValueError(f"widths={self.widths} and depths={self.depths} must have one entry for each stage; make them equally long")
         if self.backbone != "compact":
             for name in ("widths", "depths"):
                 if getattr(self, name) != type(self).model_fields[name].default:
-                    raise ValueError(f"{name} has no effect on backbone={self.backbone}; leave it out or choose compact")
+                    raise ValueError(
+                        f"{name}={getattr(self, name)} has no effect on backbone={self.backbone}; leave it out or choose compact"
+                    )
         if self.backbone == "gabor" and self.image_channels != 1:
             raise ValueError(f"backbone=gabor reads grey pictures, these have {self.image_channels} channels; prepare with channels=1")
         if self.virtual_reach is not None and self.virtual_identities == 1:
             raise ValueError(f"virtual_reach={self.virtual_reach} has no effect with virtual_identities=1; leave it out")
         if self.move_unsampled and self.sample_rate == 1:
-            raise ValueError("move_unsampled has no effect with sample_rate=1; leave it out")
+            raise ValueError("move_unsampled=True has no effect with sample_rate=1; leave it out")
         if self.annealing is not None and self.loss not in ("l_softmax", "sphereface"):
             raise ValueError(f"annealing has no effect on loss={self.loss}; leave it out")
         if self.margin_warmup_steps and not DEFAULT_MARGINS[self.loss]:
-            raise ValueError(f"margin_warmup_steps={self.margin_warmup_steps} has no effect on loss={self.loss}, which has no margin")
+            raise ValueError(
+                f"margin_warmup_steps={self.margin_warmup_steps} has no effect on loss={self.loss}, which has no margin; leave it out"
+            )
         if self.scale is not None and self.loss == "adacos":
             raise ValueError(f"scale={self.scale} has no effect on loss=adacos, which computes it; leave it out or choose normface")
         if (self.threshold is None) != (self.false_accept_rate is None):
-            raise ValueError("threshold and false_accept_rate go together; set both or neither")
+            raise ValueError(f"threshold={self.threshold} and false_accept_rate={self.false_accept_rate} go together; set both or neither")
         margin_of(self, 0)
         return self
 
@@ -90,7 +94,7 @@ def margin_of(config: RecognitionConfig, step: int) -> Margin:
     given = {name: value for name in ("m1", "m2", "m3") if (value := getattr(config, name)) is not None}
     scale = config.scale
     if config.loss in SCALED and scale is None:
-        classes = max(config.num_classes, 3)
+        classes = config.num_classes or 3  # 0: the data are not known yet
         scale = fixed_adacos_scale(classes) if config.loss == "adacos" else SCALES[config.num_classes >= MANY_CLASSES]
     lambda_ = 0.0
     if config.loss in ("l_softmax", "sphereface"):
@@ -100,7 +104,7 @@ def margin_of(config: RecognitionConfig, step: int) -> Margin:
         config.loss,
         scale,
         **DEFAULT_MARGINS[config.loss] | given,
-        easy=config.easy_margin,
+        easy_margin=config.easy_margin,
         straight_through=config.straight_through,
         annealing=lambda_,
         strength=min(1.0, (step + 1) / config.margin_warmup_steps) if config.margin_warmup_steps else 1.0,

@@ -130,7 +130,7 @@ class Margin:
     m1: float = 1.0
     m2: float = 0.0
     m3: float = 0.0
-    easy: bool = False
+    easy_margin: bool = False
     straight_through: bool = False
     annealing: float = 0.0
     strength: float = 1.0
@@ -139,8 +139,10 @@ class Margin:
         if self.name not in DEFAULT_MARGINS:
             raise UserError(f"unknown margin loss {self.name!r}; {did_you_mean(self.name, DEFAULT_MARGINS)}")
         useful = set(DEFAULT_MARGINS[self.name])
-        useful |= {option for option, losses in (("scale", SCALED), ("easy", _EASY), ("straight_through", _BENT)) if self.name in losses}
-        for option in ("scale", "m1", "m2", "m3", "easy", "straight_through"):
+        useful |= {
+            option for option, losses in (("scale", SCALED), ("easy_margin", _EASY), ("straight_through", _BENT)) if self.name in losses
+        }
+        for option in ("scale", "m1", "m2", "m3", "easy_margin", "straight_through"):
             if option not in useful and getattr(self, option) != getattr(Margin, option):
                 raise UserError(f"{option}={getattr(self, option)} has no effect on {self.name}; leave it out or choose another loss")
         if self.name in SCALED and not (self.scale is not None and self.scale > 0):
@@ -160,7 +162,7 @@ class Margin:
             value = torch.lerp(_wide(cosine), annealed(_wide(cosine), psi(cosine, int(self.m1)), self.annealing), self.strength)
         else:
             m1, m2, m3 = 1 + self.strength * (self.m1 - 1), self.strength * self.m2, self.strength * self.m3
-            value = combined_margin(cosine, m1, m2, m3, self.easy)
+            value = combined_margin(cosine, m1, m2, m3, self.easy_margin)
         return straight_through(_wide(cosine), value) if self.straight_through else value
 
 

@@ -53,7 +53,11 @@ def build(job: TrainingJob, data: Dataset) -> Family:
     """The family on its data, freshly drawn and equal on every worker; raises UserError when config, data or children do not fit."""
     cls = family_class(job.family)
     children = {name: load_model(url) for name, url in job.children.items()}
-    config = cls.fit(cls.Config.parse(job.model, f"model config of {job.family}"), data.shape)
+    given = cls.Config.parse(job.model, f"model config of {job.family}")
+    try:
+        config = cls.fit(given, data.shape)
+    except UserError as error:
+        raise UserError(f"{data.url}: {error}") from None
     with torch.random.fork_rng():
         torch.manual_seed(derive_seed(job.train.seed, "weights"))
         family = cls(config)
@@ -84,6 +88,8 @@ def execute(job: TrainingJob, outlet: Outlet) -> None:
     started = time.perf_counter()
     trainer = Trainer(build(job, data), job.train, outlet)
     _require_same_model(job, record, trainer.family)
+    if held_out is not None:
+        trainer.family.require_fitting(held_out.shape, held_out.url, held_out.split)  # now, not when the training is done
     show = outlet.show
     trainer.outlet = outlet = replace(outlet, record=record, show=lambda row: show(row | {"steps": job.train.steps}))
     with outlet.world.apart() if trainer.family.sharded else nullcontext() as writers:

@@ -235,7 +235,7 @@ def test_the_order_of_classes_leaves_the_loss(name: str) -> None:
 
 EXTRA: list[tuple[str, dict[str, Any]]] = [
     *((name, {}) for name in NAMES),
-    ("arcface", {"easy": True}),
+    ("arcface", {"easy_margin": True}),
     ("combined", {"m1": 1.35, "m2": 0.3, "m3": 0.2}),
     ("sphereface", {"annealing": 5.0, "m1": 3}),
     ("l_softmax", {"strength": 0.4, "m1": 4}),
@@ -378,7 +378,7 @@ def test_fixed_adacos_scale_keeps_a_quarter_turn_at_one_half() -> None:
         ({"name": "sphereface", "scale": 16.0, "m1": 4}, "scale=16.0 has no effect on sphereface"),
         ({"name": "normface", "scale": 16.0, "m2": 0.5}, "m2=0.5 has no effect on normface"),
         ({"name": "cosface", "scale": 16.0, "straight_through": True}, "straight_through=True has no effect"),
-        ({"name": "softmax", "easy": True}, "easy=True has no effect"),
+        ({"name": "softmax", "easy_margin": True}, "easy_margin=True has no effect"),
         ({"name": "sphereface", "m1": 1.5}, "m1=1.5"),
         ({"name": "arcface", "scale": 16.0, "m2": 28.6}, "m2=28.6"),
         ({"name": "cosface", "scale": 16.0, "m3": -0.1}, "m3=-0.1"),

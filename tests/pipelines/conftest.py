@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.pipelines import recognition_world
 from tests.pipelines.world import build
 
 
@@ -23,4 +24,19 @@ def root(first_world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     shutil.copytree(first_world, tmp_path / "world")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("RAYMILL_STORE", str(tmp_path / "world" / "store"))
+    return tmp_path / "world"
+
+
+@pytest.fixture(scope="session")
+def first_faces_world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    with contextlib.redirect_stdout(None):
+        return recognition_world.build(tmp_path_factory.mktemp("faces"))
+
+
+@pytest.fixture
+def faces_world(first_faces_world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of the world of faces to spoil; commands run in it."""
+    shutil.copytree(first_faces_world, tmp_path / "world")
+    monkeypatch.chdir(tmp_path / "world")
+    monkeypatch.delenv("RAYMILL_STORE", raising=False)
     return tmp_path / "world"
