@@ -19,7 +19,7 @@ from typing import Any, Literal, Self
 import yaml
 from pydantic import Field, field_validator, model_validator
 
-from components.config import Config, override, read_yaml
+from components.config import Config, differences, override, read_yaml
 from components.data.columns import DataShape
 from components.errors import UserError, did_you_mean
 from components.families.model_folder import family_class
@@ -190,7 +190,7 @@ def show_values(values: Mapping[str, Any]) -> str:
 def train_command(settings: Training, data: str, children: Iterable[str], preset: str | None) -> str:
     """The command line that trains just this, given nothing but the preset."""
     begin = configure(Training.parse({"family": settings.family}, "train"), family_preset(settings.family, preset or ""), preset, None, [])
-    assignments = assignments_of(_differences(begin.to_json(), settings.to_json()))
+    assignments = assignments_of(differences(begin.to_json(), settings.to_json()))
     options = (["--preset", preset] if preset else []) + [word for child in children for word in ("--with", child)]
     return shlex.join(["raymill", "train", settings.family, data, *assignments, *options])
 
@@ -219,18 +219,6 @@ def _keys(values: Mapping[str, Any], before: str = "") -> set[str]:
     for key, value in values.items():
         keys |= {before + key} | (_keys(value, f"{before}{key}.") if isinstance(value, Mapping) else set())
     return keys
-
-
-def _differences(before: Mapping[str, Any], after: Mapping[str, Any], above: str = "") -> dict[str, Any]:
-    """Dotted key -> value of what `after` has otherwise than `before`."""
-    found: dict[str, Any] = {}
-    for key, value in after.items():
-        known = before.get(key)
-        if isinstance(value, Mapping) and isinstance(known, Mapping):
-            found |= _differences(known, value, f"{above}{key}.")
-        elif value != known:
-            found[above + key] = value
-    return found
 
 
 def _is_plain(text: str) -> bool:

@@ -147,6 +147,7 @@ class Recognition(Family):
     sharded = ("head",)
     averaged = ("backbone",)
     recomputed = ("backbone.blocks.*",)
+    mutable = ("scale", "m1", "m2", "m3")
     headline = ("eer", "min")
     proof = Proof(
         "identities",

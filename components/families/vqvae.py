@@ -72,6 +72,7 @@ class VQVAE(Family):
     config: VQVAEConfig
     averaged = ("encoder", "decoder")
     recomputed = ("encoder.blocks.*.body", "decoder.blocks.*.body")
+    mutable = ("commitment", "l2_weight", "l1_weight")
     headline = ("mse", "min")
     proof = Proof("images", TINY, OptimizerConfig(lr=5e-3), steps=80, improves=0.5)
 
