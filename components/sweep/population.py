@@ -18,9 +18,7 @@ from components.sweep.space import Space, Values
 ATTEMPTS = 64  # draws of new values before a member keeps those that it copied
 
 
-def copied_members(
-    scores: Sequence[float], best: Literal["min", "max"], quantile: float, seed: int, generation: int
-) -> list[int | None]:
+def copied_members(scores: Sequence[float], best: Literal["min", "max"], quantile: float, seed: int, generation: int) -> list[int | None]:
     """For each member the one whose weights and values it takes over, one of the top quantile; None: it goes on with its own.
 
     The bottom quantile copies, and so does every member whose score is no finite number. Of equal scores the lower number is better.

@@ -60,7 +60,9 @@ def begin_at(origin: Origin, family: str, trainer: Trainer) -> None:
     """
     info = origin.info()
     if info["job"]["family"] != family:
-        raise UserError(f"resume_from={origin.url} is of family {info['job']['family']!r}, the job trains {family!r}; give one of its family")
+        raise UserError(
+            f"resume_from={origin.url} is of family {info['job']['family']!r}, the job trains {family!r}; give one of its family"
+        )
     known = {"model": info["config"], "train": info["job"]["train"]}
     allowed = mutable_keys(type(trainer.family))
     for key, value in differences(known, {"model": trainer.family.config.to_json(), "train": trainer.config.to_json()}).items():

@@ -43,7 +43,9 @@ class TrainingJob(Config):
     run: str = Field(description="run folder or URL")
     children: dict[str, str] = Field(default_factory=dict, description="name -> model folder of an earlier stage's model")
     children_kept: tuple[str, ...] = Field((), description="children that are copied into the model folder")
-    resume_from: str | None = Field(None, description="checkpoint folder of another run to begin with (components/training/continuation.py)")
+    resume_from: str | None = Field(
+        None, description="checkpoint folder of another run to begin with (components/training/continuation.py)"
+    )
     until: int | None = Field(None, gt=0, description="the step at which the run rests, before train.steps; none: it goes to the end")
 
     @model_validator(mode="after")
