@@ -107,7 +107,7 @@ class PopulationGuide(Judged):
             score = self._scores(place)[entry.number]
             courses.append(
                 {
-                    "step": span.start,
+                    "steps": [span.start, span.stop],
                     "values": member.values,
                     "copied": member.copied,
                     "score": score if math.isfinite(score) else None,

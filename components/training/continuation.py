@@ -33,7 +33,7 @@ class Origin:
         """Of a checkpoint's folder; raises UserError for what is not the name of one."""
         run, _, name = url.rstrip("/").rpartition(f"/{CHECKPOINTS}/")
         digits = name.removeprefix("step_")
-        if not run or not digits.isdigit() or name != checkpoint_name(int(digits)):
+        if not run or not digits.isdecimal() or name != checkpoint_name(int(digits)):
             raise UserError(f"resume_from={url!r} is not the folder of a checkpoint; give RUN/{CHECKPOINTS}/{checkpoint_name(100)}")
         return cls(run, int(digits))
 
