@@ -152,7 +152,7 @@ class PopulationGuide(Judged):
             copied = copied_members(scores, self._judge.best, c.pbt.quantile, c.seed, place)
         except ValueError:
             problem = next((m.outcome.problem for m in self._members if m.outcome is not None and m.outcome.problem), "no scores")
-            raise UserError(f"none of {c.trials} members came to a score in generation {place}; member 0: {problem}") from None
+            raise UserError(f"none of {c.trials} members came to a score in generation {place}; {problem}") from None
         found = []
         for number, source in enumerate(copied):
             values = self._members[number if source is None else source].values
