@@ -80,6 +80,18 @@ def fingerprint(value: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
+def differences(before: Mapping[str, Any], after: Mapping[str, Any], above: str = "") -> dict[str, Any]:
+    """Dotted key -> value of what nested plain `after` has otherwise than `before`."""
+    found: dict[str, Any] = {}
+    for key, value in after.items():
+        known = before.get(key)
+        if isinstance(value, Mapping) and isinstance(known, Mapping):
+            found |= differences(known, value, f"{above}{key}.")
+        elif value != known:
+            found[above + key] = value
+    return found
+
+
 def _parse_value(text: str, assignment: str, origin: str) -> Any:
     try:
         value = yaml.safe_load(text)

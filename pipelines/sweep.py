@@ -19,19 +19,20 @@ from components.data.index import read_index
 from components.errors import UserError, did_you_mean
 from components.evaluation.scoring import evaluate
 from components.families.model_folder import family_class
-from components.report.findings import FILE, Findings, Score, Table
+from components.report.findings import Findings, Score, Table
 from components.report.page import Exhibit, render
 from components.report.sweep import TRIALS
 from components.sweep.space import text
 from components.training.job import build
 from components.training.randomness import LANE
+from pipelines.population_guide import PopulationGuide
 from pipelines.reporting import PAGE
 from pipelines.settings import Training
 from pipelines.source import Source, SourceReader
 from pipelines.stage import Progress, Stage, Step, Task, make
 from pipelines.store import Artifact, FileEntry, Manifest, Recipe, Store
 from pipelines.sweep_config import SweepConfig, resolve, show_values, train_command
-from pipelines.sweep_guide import Entry, SweepGuide
+from pipelines.sweep_guide import Entry, Judged, SweepGuide
 from pipelines.training import read_sources, training_job
 from pipelines.workers import Workers
 
@@ -83,19 +84,34 @@ def sweep_into(
 ) -> Entry:
     """Runs the sweep of a config that `resolve` completed, leaves trials and findings in the draft, and returns the best trial.
 
-    `told` are lines for people, `alone` is the command that trains one trial. Raises UserError when no trial comes to a score.
+    The best is an artifact of its own, but for a population (`scheduler=pbt`), which leaves its model in the draft. `told` are lines for
+    people, `alone` is the command that trains one trial. Raises UserError when no trial comes to a score.
     """
     config = task.config
     for line in told:
         task.report({"line": line})
-    with SweepGuide(config, sources, task.store, task.draft.work, read_index(sources["data"].url).shape, alone, task.report) as guide:
-        task.workers.run_trials(guide, config.resources.cpus, config.resources.gpus, at_most)
-        _require_a_result(guide)
-        best = guide.best()
-        assert best is not None
-        storage.write_json(str(task.draft.folder / TRIALS), _trials(config, guide, best, alone))
-        _findings(config, guide, best).write(str(task.draft.folder))
+    data, resources = read_index(sources["data"].url).shape, config.resources
+    if config.scheduler == "pbt":
+        population = PopulationGuide(config, sources, task.draft.work, data, task.report)
+        task.workers.run_trials(population, resources.cpus, resources.gpus, at_most)
+        best = _conclude(task, population, None)
+        population.adopt(task.draft, best)
+        return best
+    with SweepGuide(config, sources, task.store, task.draft.work, data, alone, task.report) as guide:
+        task.workers.run_trials(guide, resources.cpus, resources.gpus, at_most)
+        best = _conclude(task, guide, alone)
         guide.tidy()
+    return best
+
+
+def _conclude(task: Task[SweepConfig], guide: Judged, alone: Callable[[Training], str] | None) -> Entry:
+    """Writes what came of the trials, and returns the best; no `alone`: no single training makes it."""
+    best = guide.best()
+    if best is None:
+        raise UserError(f"none of {len(guide.entries)} trials came to a score; {_problem(guide)}")
+    command = alone(best.settings) if alone is not None else None
+    storage.write_json(str(task.draft.folder / TRIALS), _trials(task.config, guide, best, command))
+    _findings(task.config, guide, best).write(str(task.draft.folder))
     return best
 
 
@@ -118,21 +134,20 @@ def _require_known_score(config: SweepConfig, sources: dict[str, Source]) -> Non
         raise UserError(f"judge.score={config.judge.score!r} is no score of {config.family}; {did_you_mean(config.judge.score, known)}")
 
 
-def _require_a_result(guide: SweepGuide) -> None:
-    if guide.best() is None:
-        failed = next((entry for entry in guide.entries if entry.state == "failed"), None)
-        problem = f"trial {failed.number}: {failed.outcome.problem}" if failed is not None and failed.outcome is not None else "no scores"
-        raise UserError(f"none of {len(guide.entries)} trials came to a score; {problem}")
+def _problem(guide: Judged) -> str:
+    """Why a trial came to nothing."""
+    failed = next((entry for entry in guide.entries if entry.state == "failed"), None)
+    return f"trial {failed.number}: {failed.outcome.problem}" if failed is not None and failed.outcome is not None else "no scores"
 
 
 def _write_page(task: Task[SweepConfig], best: Entry, manifest: Manifest) -> None:
     """The sweep's own page, beside what it tells of."""
-    assert best.artifact is not None
     folder = str(task.draft.folder)
     trials = len(storage.read_json(storage.join(folder, TRIALS))["trials"])
-    sizes = {name: storage.size(storage.join(folder, name)) or 0 for name in (FILE, TRIALS)}
+    sizes = storage.file_sizes(folder)
     manifest = manifest.model_copy(update={"files": {name: FileEntry(bytes=size, sha256="") for name, size in sizes.items()}})
-    exhibits = [Exhibit(best.artifact.url, best.artifact.manifest.to_json()), Exhibit(folder, manifest.to_json())]
+    exhibits = [Exhibit(best.artifact.url, best.artifact.manifest.to_json())] if best.artifact is not None else []
+    exhibits.append(Exhibit(folder, manifest.to_json()))
     title = f"Sweep of {task.config.family}"
     summary = f"{trials} trials, searched by {task.config.search}, scheduler {task.config.scheduler}."
     config = yaml.safe_dump(task.config.identity(), sort_keys=False, allow_unicode=True, width=100)
@@ -141,7 +156,8 @@ def _write_page(task: Task[SweepConfig], best: Entry, manifest: Manifest) -> Non
 
 def _manifest(task: Task[SweepConfig], best: Entry, recipe: Recipe, sources: dict[str, Source], seconds: float) -> Manifest:
     """What the sweep's own page says of it, which is part of the artifact: files and checksums are not known yet."""
-    others = seconds - (best.outcome.seconds if best.outcome is not None else 0.0)  # the page counts the best apart
+    apart = best.artifact is not None and best.outcome is not None  # the page shows the best as an artifact of its own
+    others = seconds - (best.outcome.seconds if apart and best.outcome is not None else 0.0)
     return Manifest(
         **recipe.model_dump(exclude={"fingerprint"}),
         sources={name: source.url for name, source in sources.items()},
@@ -152,7 +168,7 @@ def _manifest(task: Task[SweepConfig], best: Entry, recipe: Recipe, sources: dic
     )
 
 
-def _trials(config: SweepConfig, guide: SweepGuide, best: Entry, command: Callable[[Training], str]) -> dict[str, Any]:
+def _trials(config: SweepConfig, guide: Judged, best: Entry, command: str | None) -> dict[str, Any]:
     """Everything about the trials that does not depend on when and where they ran."""
     assert config.judge is not None
     return {
@@ -161,7 +177,7 @@ def _trials(config: SweepConfig, guide: SweepGuide, best: Entry, command: Callab
         "vary": {key: space.to_json() for key, space in config.vary.items()},
         "rungs": list(config.rungs),
         "best": best.number,
-        "command": command(best.settings),
+        "command": command,
         "trials": [
             {
                 "number": entry.number,
@@ -173,12 +189,13 @@ def _trials(config: SweepConfig, guide: SweepGuide, best: Entry, command: Callab
                 "problem": entry.outcome.problem if entry.state == "failed" and entry.outcome is not None else "",
                 "artifact": entry.artifact.name if entry.artifact is not None and entry.state == "finished" else None,
             }
+            | guide.details(entry)
             for entry in guide.entries
         ],
     }
 
 
-def _findings(config: SweepConfig, guide: SweepGuide, best: Entry) -> Findings:
+def _findings(config: SweepConfig, guide: Judged, best: Entry) -> Findings:
     assert config.judge is not None
     scored = [(score, entry) for entry in guide.entries if entry.state == "finished" and (score := guide.score(entry)) is not None]
     scored.sort(key=lambda pair: (pair[0] if config.judge and config.judge.best == "min" else -pair[0], pair[1].number))

@@ -32,7 +32,7 @@ def sweep(
     vary: Annotated[list[str] | None, typer.Option("--vary", metavar="KEY=SPACE", help="What varies; `log: [1e-3, 1e-1]`.")] = None,
     trials: Annotated[int | None, typer.Option("--trials", help="How many trials (default 16).")] = None,
     search: Annotated[str | None, typer.Option("--search", help="random or tpe.")] = None,
-    scheduler: Annotated[str | None, typer.Option("--scheduler", help="none or asha, which stops what does not keep up.")] = None,
+    scheduler: Annotated[str | None, typer.Option("--scheduler", help="none; asha stops what lags; pbt copies the best.")] = None,
     with_: Annotated[list[str] | None, typer.Option("--with", metavar="NAME=MODEL", help="A model that it builds on.")] = None,
     preset: PresetOption = None,
     config: ConfigOption = None,
@@ -45,11 +45,12 @@ def sweep(
     """Trains one model many times over and says which settings are best. A killed sweep goes on where it stopped.
 
     Spaces are log, uniform, integer and choice; `when` makes one depend on another. Each finished trial is an artifact as `raymill train`
-    makes it.
+    makes it. With scheduler pbt trials are a population whose worst copy its best, and change their values, as they train.
 
     \b
     raymill sweep classifier data/fashion --vary train.optimizer.lr='log: [1e-3, 1e-1]' --trials 8
     raymill sweep vqvae data/fashion --config sweep.yaml --search tpe --scheduler asha train.steps=2000
+    raymill sweep classifier data/fashion --vary train.optimizer.lr='log: [1e-4, 1e-1]' --trials 8 --scheduler pbt
     """
     from pipelines.settings import take_preset
     from pipelines.sweep import make_sweep, read_trials
@@ -73,7 +74,7 @@ def sweep(
         [
             f"{artifact.name}: {counted(len(found['trials']), 'trial')}, " + ("made" if made else "there already; nothing to do"),
             f"best {found['judge']['score']}: {best['score']:.5g}, trial {best['number']} ({show_values(best['values'])})",
-            f"train it alone: {found['command']}",
+            f"train it alone: {found['command']}" if found["command"] else f"its model: {artifact.path('model')}",
             f"report: {values['report']}",
         ],
     )

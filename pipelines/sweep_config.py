@@ -19,7 +19,7 @@ from typing import Any, Literal, Self
 import yaml
 from pydantic import Field, field_validator, model_validator
 
-from components.config import Config, override, read_yaml
+from components.config import Config, differences, override, read_yaml
 from components.data.columns import DataShape
 from components.errors import UserError, did_you_mean
 from components.families.model_folder import family_class
@@ -28,6 +28,7 @@ from components.sweep.search import random_values
 from components.sweep.space import Space, Values, in_order, text
 from components.training.config import TrainConfig
 from components.training.loop import check_fits
+from pipelines.population_config import Pbt, require_a_population, with_generations
 from pipelines.settings import Training, configure, family_preset
 
 CHECKED_DRAWS = 64  # configs drawn at random that must be valid before a sweep starts; all its trials where they are drawn at random
@@ -62,8 +63,9 @@ class SweepConfig(Training):
     trials: int = Field(16, gt=0)
     search: Literal["random", "tpe"] = "random"
     ahead: int = Field(4, gt=0, description="tpe: trial n is drawn from trials up to n - ahead, so that so many run at once")
-    scheduler: Literal["none", "asha"] = "none"
+    scheduler: Literal["none", "asha", "pbt"] = "none"
     asha: Asha = Asha()
+    pbt: Pbt = Pbt()
     seed: int = Field(0, ge=0, description="of the search; train.seed is the trials'")
     resources: Resources = Resources()
 
@@ -79,6 +81,8 @@ class SweepConfig(Training):
     def _sweep_options_have_an_effect(self) -> Self:
         if self.scheduler != "asha" and self.asha != Asha():
             raise ValueError("asha.* has no effect without scheduler=asha")
+        if self.scheduler != "pbt" and self.pbt != Pbt():
+            raise ValueError("pbt.* has no effect without scheduler=pbt")
         if self.search != "tpe" and self.ahead != type(self).model_fields["ahead"].default:
             raise ValueError("ahead has no effect without search=tpe")
         for key in self.vary:
@@ -88,6 +92,8 @@ class SweepConfig(Training):
                 raise ValueError(f"vary {key}: scores of different rows do not compare; leave it out")
             if self.scheduler == "asha" and key in ("train.steps", "train.evaluate_every", "train.evaluate_rows"):
                 raise ValueError(f"vary {key}: asha compares trials at equal steps on equal rows; leave it out, or take scheduler=none")
+        if self.scheduler == "pbt":
+            require_a_population(self)
         return self
 
     @property
@@ -98,14 +104,15 @@ class SweepConfig(Training):
     @property
     def rungs(self) -> tuple[int, ...]:
         """The steps at which asha judges; none without it."""
-        if self.scheduler == "none":
+        if self.scheduler != "asha":
             return ()
         assert self.asha.grace_steps is not None, "resolve fills it in"
         return rungs(self.train.steps, self.train.evaluate_every, self.asha.grace_steps, self.asha.reduction_factor)
 
     def identity(self) -> dict[str, Any]:
         """What decides the result of a sweep that `resolve` completed, as JSON values."""
-        return {name: value for name, value in self.to_json().items() if name != "resources"}
+        idle = {"resources"} if self.scheduler == "pbt" else {"resources", "pbt"}
+        return {name: value for name, value in self.to_json().items() if name not in idle}
 
 
 def _parse_space(key: str, values: Any) -> Space:
@@ -190,13 +197,15 @@ def show_values(values: Mapping[str, Any]) -> str:
 def train_command(settings: Training, data: str, children: Iterable[str], preset: str | None) -> str:
     """The command line that trains just this, given nothing but the preset."""
     begin = configure(Training.parse({"family": settings.family}, "train"), family_preset(settings.family, preset or ""), preset, None, [])
-    assignments = assignments_of(_differences(begin.to_json(), settings.to_json()))
+    assignments = assignments_of(differences(begin.to_json(), settings.to_json()))
     options = (["--preset", preset] if preset else []) + [word for child in children for word in ("--with", child)]
     return shlex.join(["raymill", "train", settings.family, data, *assignments, *options])
 
 
 def _with_evaluations(config: SweepConfig) -> tuple[SweepConfig, list[str]]:
-    """Fills in grace_steps and train.evaluate_every where asha needs them."""
+    """Fills in train.evaluate_every, and the scheduler's steps, where it needs them."""
+    if config.scheduler == "pbt":
+        return with_generations(config)
     if config.scheduler != "asha":
         return config, []
     train, asha, told = config.train, config.asha, []
@@ -219,18 +228,6 @@ def _keys(values: Mapping[str, Any], before: str = "") -> set[str]:
     for key, value in values.items():
         keys |= {before + key} | (_keys(value, f"{before}{key}.") if isinstance(value, Mapping) else set())
     return keys
-
-
-def _differences(before: Mapping[str, Any], after: Mapping[str, Any], above: str = "") -> dict[str, Any]:
-    """Dotted key -> value of what `after` has otherwise than `before`."""
-    found: dict[str, Any] = {}
-    for key, value in after.items():
-        known = before.get(key)
-        if isinstance(value, Mapping) and isinstance(known, Mapping):
-            found |= _differences(known, value, f"{above}{key}.")
-        elif value != known:
-            found[above + key] = value
-    return found
 
 
 def _is_plain(text: str) -> bool:

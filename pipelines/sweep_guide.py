@@ -27,7 +27,7 @@ from components.training.record import read_metrics
 from pipelines.settings import Training
 from pipelines.source import Source
 from pipelines.store import Artifact, Draft, Recipe, Store
-from pipelines.sweep_config import SweepConfig, check_trial, settings_of, show_values
+from pipelines.sweep_config import Judge, SweepConfig, check_trial, settings_of, show_values
 from pipelines.training import adopt_run, model_recipe, training_job
 
 RECORD = "checkpoints"  # so that the store keeps it after a mistake of the user, as it keeps a run with checkpoints
@@ -76,7 +76,39 @@ class _Busy(Exception):
     """Another process is making the same model."""
 
 
-class SweepGuide:
+class Judged:
+    """The trials of a sweep, and which of them is best."""
+
+    def __init__(self, judge: Judge) -> None:
+        self.entries: list[Entry] = []
+        self._judge = judge
+
+    def score(self, entry: Entry) -> float | None:
+        """A finished trial's score, of its published model; another's at its last evaluation. None where there is none."""
+        if entry.settled and entry.outcome is not None and entry.outcome.state == "finished" and entry.stopped_at is None:
+            return _number(entry.outcome.scores.get(self._judge.score))
+        curve = self.curve(entry)
+        return curve[-1][1] if curve else None
+
+    def curve(self, entry: Entry) -> list[tuple[int, float | None]]:
+        """Steps and scores, up to where the trial was stopped."""
+        steps = [step for step in sorted(entry.rows) if entry.stopped_at is None or step <= entry.stopped_at]
+        return [(step, _number(entry.rows[step].get(HELD_OUT + self._judge.score))) for step in steps]
+
+    def best(self) -> Entry | None:
+        """The finished trial with the best score; the first of equals."""
+        sign = 1 if self._judge.best == "min" else -1
+        scored = [
+            (sign * score, entry.number) for entry in self.entries if entry.state == "finished" and (score := self.score(entry)) is not None
+        ]
+        return self.entries[min(scored)[1]] if scored else None
+
+    def details(self, entry: Entry) -> dict[str, Any]:
+        """What `trials.json` says of a trial besides what it says of every one."""
+        return {}
+
+
+class SweepGuide(Judged):
     """The `components.sweep.trial.Guide` of a sweep in a store; a context, which lets go of its trials at the end."""
 
     def __init__(
@@ -91,8 +123,8 @@ class SweepGuide:
     ) -> None:
         """`config` is resolved; `work` is the sweep's work folder; `command` says how to train one trial alone."""
         assert config.judge is not None
-        self.entries: list[Entry] = []
-        self._config, self._judge, self._data = config, config.judge, data
+        super().__init__(config.judge)
+        self._config, self._data = config, data
         self._sources, self._store, self._command, self._report = sources, store, command, report
         self._folder = storage.join(work, RECORD)
         self._records = self._read_records()
@@ -123,7 +155,7 @@ class SweepGuide:
     def reports(self, number: int, row: Row) -> bool:
         entry = self.entries[number]
         if not entry.settled:
-            entry.rows[row["step"]] = _scores_of(row)
+            entry.rows[row["step"]] = scores_of(row)
             self._keep(entry)
             self._settle()
         return not entry.settled
@@ -134,26 +166,6 @@ class SweepGuide:
             entry.outcome = outcome
             self._keep(entry)
             self._settle()
-
-    def score(self, entry: Entry) -> float | None:
-        """A finished trial's score, of its published model; another's at its last evaluation. None where there is none."""
-        if entry.settled and entry.outcome is not None and entry.outcome.state == "finished" and entry.stopped_at is None:
-            return _number(entry.outcome.scores.get(self._judge.score))
-        curve = self.curve(entry)
-        return curve[-1][1] if curve else None
-
-    def curve(self, entry: Entry) -> list[tuple[int, float | None]]:
-        """Steps and scores, up to where the trial was stopped."""
-        steps = [step for step in sorted(entry.rows) if entry.stopped_at is None or step <= entry.stopped_at]
-        return [(step, _number(entry.rows[step].get(HELD_OUT + self._judge.score))) for step in steps]
-
-    def best(self) -> Entry | None:
-        """The finished trial with the best score; the first of equals."""
-        sign = 1 if self._judge.best == "min" else -1
-        scored = [
-            (sign * score, entry.number) for entry in self.entries if entry.state == "finished" and (score := self.score(entry)) is not None
-        ]
-        return self.entries[min(scored)[1]] if scored else None
 
     def tidy(self) -> None:
         """Removes the run folders of trials that were stopped or failed."""
@@ -239,7 +251,7 @@ class SweepGuide:
         """A model that is in the store already stands for its trial."""
         info = storage.read_json(found.path("run.json"))
         entry.artifact = found
-        entry.rows = {row["step"]: _scores_of(row) for row in read_metrics(found.url) if is_evaluation(row)}
+        entry.rows = {row["step"]: scores_of(row) for row in read_metrics(found.url) if is_evaluation(row)}
         entry.outcome = Outcome(state="finished", scores=info["scores"], seconds=info["seconds"])
         self._keep(entry)
         self._settle()
@@ -308,7 +320,8 @@ def _raise_busy(owner: str) -> None:
     raise _Busy(owner)
 
 
-def _scores_of(row: Row) -> Row:
+def scores_of(row: Row) -> Row:
+    """The step and the held-out scores of a metric row."""
     return {name: value for name, value in row.items() if name == "step" or name.startswith(HELD_OUT)}
 
 

@@ -44,6 +44,7 @@ class Classifier(Family):
     config: ClassifierConfig
     averaged = ("stages", "hidden", "head")
     recomputed = ("stages.blocks.*",)
+    mutable = ("dropout",)
     headline = ("accuracy", "max")
     proof = Proof("images", {"widths": (8, 16), "feature_dim": 16}, OptimizerConfig(lr=1e-2), steps=60, improves=3.0)
 

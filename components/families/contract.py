@@ -35,6 +35,8 @@ class OptimizerConfig(Config):
     momentum: float = Field(0.0, ge=0, lt=1, description="sgd only")
     weight_decay: float = Field(0.0, ge=0)
 
+    mutable: ClassVar[tuple[str, ...]] = ("lr", "weight_decay", "momentum")  # what a run can change on the way
+
 
 @dataclass(frozen=True)
 class Phase:
@@ -84,6 +86,7 @@ class Family(nn.Module):
     averaged: tuple[str, ...] = ()  # children that keep an exponential moving average of their weights when the run asks for it
     recomputed: tuple[str, ...] = ()  # fnmatch patterns of module names for activation checkpointing
     kept: ClassVar[tuple[str, ...]] = ()  # adopted models that its model folder carries, since it is of no use without them
+    mutable: ClassVar[tuple[str, ...]] = ()  # options that only change the loss, so that a run can change them on the way
     surveyed_rows: int = 0  # training rows that `survey` sees before the first step, about so many
     proof: ClassVar[Proof]
     headline: ClassVar[tuple[str, Literal["min", "max"]]]  # the score of `evaluate` that says which checkpoint is best
@@ -153,6 +156,12 @@ class Family(nn.Module):
     def export(self, folder: Path) -> None:
         """Writes a form that a public library opens. Families without one raise UserError."""
         raise UserError(f"{type(self).__name__} has no export; use its model folder, which is safetensors and JSON")
+
+
+def mutable_keys(cls: type[Family]) -> tuple[str, ...]:
+    """The dotted keys of a training that a run of this family can change on the way."""
+    optimizer = tuple(f"train.optimizer.{name}" for name in OptimizerConfig.mutable)
+    return optimizer + tuple(f"model.{name}" for name in cls.mutable)
 
 
 def replicated(family: Family) -> dict[str, Tensor]:

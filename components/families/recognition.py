@@ -52,6 +52,7 @@ class Recognition(Family):
     bends: Tensor
     sharded = ("head",)
     averaged = ("backbone",)
+    mutable = ("scale", "m1", "m2", "m3")
     headline = ("eer", "min")
     proof = Proof(
         "identities",

@@ -49,6 +49,7 @@ class VQGAN(VQVAE):
 
     Config = VQGANConfig
     config: VQGANConfig
+    mutable = (*VQVAE.mutable, "gan_weight", "perceptual_weight")
     proof = Proof("images", TINY | {"discriminator_widths": (8, 16)}, OptimizerConfig(lr=5e-3), steps=80, improves=0.6)
 
     def __init__(self, config: VQGANConfig) -> None:

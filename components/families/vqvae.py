@@ -6,7 +6,7 @@ Pixels are in [0, 1], so a mean squared error of 0.006 is 22 dB. `python -m pipe
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 from pydantic import Field, model_validator
@@ -71,6 +71,7 @@ class VQVAE(Family):
     Config = VQVAEConfig
     config: VQVAEConfig
     averaged = ("encoder", "decoder")
+    mutable: ClassVar[tuple[str, ...]] = ("commitment", "l2_weight", "l1_weight")
     headline = ("mse", "min")
     proof = Proof("images", TINY, OptimizerConfig(lr=5e-3), steps=80, improves=0.5)
 

@@ -19,6 +19,7 @@ TRIALS = "trials.json"
 TALL_INCHES = (WIDE_INCHES[0], 3.0)
 ABSENT = -0.12  # where lines of trials without a parameter cross its axis
 MAX_CHOICES = 12  # named on an axis
+HANDOVER = 0.3  # of a generation: where the line of a copied member leaves its own
 SHARE_SHOWN, SQUEEZE = 0.9, 3.0  # of the trials; how many times longer an axis may be for the sake of the rest
 
 
@@ -43,7 +44,10 @@ class Field:
 
 
 def sweep_section(url: str, name: str) -> dict[str, Any]:
-    """The figures of the sweep in the folder `url`, with identifiers that begin with `name`, and the command that trains the best."""
+    """The figures of the sweep in the folder `url`, with identifiers that begin with `name`, and the command that trains the best.
+
+    `population` is of a sweep whose trials copied each other; no command trains the best of those.
+    """
     found = storage.read_json(storage.join(url, TRIALS))
     spaces = {key: Space.parse(found["vary"][key], TRIALS) for key in found["keys"]}
     trials = [trial for trial in found["trials"] if trial["score"] is not None]
@@ -54,6 +58,7 @@ def sweep_section(url: str, name: str) -> dict[str, Any]:
         "parallel": _parallel(field, spaces, f"{name}-parallel"),
         "effects": [_effect(field, key, space, f"{name}-effect-{place}") for place, (key, space) in enumerate(spaces.items())],
         "curves": _curves(field, judge["best"] == "min", f"{name}-curves"),
+        "population": _population(found["trials"], spaces, found["best"], name) if "generations" in found["trials"][0] else None,
         "command": found["command"],
         "beyond": sum(not field.limits[0] <= trial["score"] <= field.limits[1] for trial in trials),
     }
@@ -168,6 +173,56 @@ def _curves(field: Field, lower_is_better: bool, name: str) -> str:
             axes.plot(steps, values, marker="o", markersize=2.6, linewidth=width, **_looks(trial, field.best))
     _limit_scores(axes, _limits(scores, lower_is_better))
     axes.set_xlim(left=0)
+    return to_svg(figure, name)
+
+
+def _population(trials: Sequence[Mapping[str, Any]], spaces: Mapping[str, Space], best: int, name: str) -> dict[str, Any]:
+    """Members' values over steps, who copied whom, and the members that the best model's weights went through."""
+    ancestors: list[int] = trials[best]["ancestors"]
+    went = [number for place, number in enumerate(ancestors) if place == 0 or number != ancestors[place - 1]]
+    return {
+        "values": [_values_over_steps(trials, ancestors, key, space, f"{name}-over-{n}") for n, (key, space) in enumerate(spaces.items())],
+        "copies": _copies(trials, ancestors, f"{name}-copies"),
+        "went": went,
+    }
+
+
+def _values_over_steps(trials: Sequence[Mapping[str, Any]], ancestors: Sequence[int], key: str, space: Space, name: str) -> str:
+    """A piecewise constant line a member, and on top that of the values with which the best model was trained."""
+    figure, axes = new_figure(INCHES)
+    edges = [course["steps"][0] for course in trials[0]["generations"]] + [trials[0]["generations"][-1]["steps"][1]]
+    for trial in trials:
+        axes.stairs(
+            [course["values"][key] for course in trial["generations"]], edges, baseline=None, color=SERIES, alpha=0.5, linewidth=1.0
+        )
+    bred = [trials[number]["generations"][place]["values"][key] for place, number in enumerate(ancestors)]
+    axes.stairs(bred, edges, baseline=None, color=SECOND, linewidth=2.0)
+    if space.log is not None:
+        axes.set_yscale("log")
+        plain_numbers(axes.yaxis)
+    axes.set_xlim(edges[0], edges[-1])
+    axes.set_title(_short(key), fontsize=9, color=INK, loc="left")
+    return to_svg(figure, name)
+
+
+def _copies(trials: Sequence[Mapping[str, Any]], ancestors: Sequence[int], name: str) -> str:
+    """A row a member; a slanted line leads from the member that was copied to the one that goes on with its weights."""
+    figure, axes = new_figure(TALL_INCHES)
+    for trial in trials:
+        for place, course in enumerate(trial["generations"]):
+            of_best = ancestors[place] == trial["number"]
+            looks: dict[str, Any] = {"color": SECOND, "linewidth": 2.0} if of_best else {"color": SERIES, "alpha": 0.6, "linewidth": 1.1}
+            first, last = course["steps"]
+            axes.plot([first, last], [trial["number"]] * 2, solid_capstyle="butt", **looks)
+            if course["copied"] is not None:
+                before = trial["generations"][place - 1]["steps"]
+                axes.plot([first - HANDOVER * (before[1] - before[0]), first], [course["copied"], trial["number"]], **looks)
+            if course["problem"]:
+                axes.plot([last], [trial["number"]], marker="x", color=MUTED, markersize=5)
+    axes.set_xlim(left=0)
+    axes.set_ylim(len(trials) - 0.5, -0.5)
+    axes.set_yticks(range(0, len(trials), -(-len(trials) // MAX_CHOICES)))
+    axes.set_ylabel("member", fontsize=8, color=INK)
     return to_svg(figure, name)
 
 

@@ -115,13 +115,13 @@ def _evaluated_before(job: TrainingJob) -> list[Row]:
     """
     folder = storage.join(job.run, "checkpoints")
     checkpoints = CheckpointFolder(folder)
-    steps = [job.train.steps] if finished(job) else checkpoints.steps()
+    steps = [job.last_step] if finished(job) else checkpoints.steps()
     checkpoints.close()
     if not steps:
         return []
     rows = [row for row in read_metrics(job.run) if is_evaluation(row) and row["step"] <= steps[-1]]
     every = job.train.evaluate_every
-    if every and len({row["step"] for row in rows}) < steps[-1] // every and not finished(job):
+    if every and len({row["step"] for row in rows}) < steps[-1] // every - job.first_step // every and not finished(job):
         storage.remove(folder)
         return []
     return rows

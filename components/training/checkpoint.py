@@ -27,6 +27,11 @@ FORMAT_VERSION = 1
 State = dict[str, dict[str, Tensor]]  # file stem -> tensors by name
 
 
+def checkpoint_name(step: int) -> str:
+    """The folder of a step's checkpoint, inside the run's `checkpoints/`."""
+    return f"step_{step:08d}"
+
+
 @dataclass(frozen=True)
 class Checkpoint:
     """A complete checkpoint read back: the step that comes next, its state and the held-out score it was kept for."""
@@ -86,29 +91,8 @@ class CheckpointFolder:
         return self.read(ranked[0], spans) if ranked else None
 
     def read(self, step: int, spans: Spans | None = None) -> Checkpoint:
-        """The state, and the rows of sharded children in `spans`.
-
-        Raises UserError naming the file and both checksums when it was altered, or the version when it is of another.
-        """
-        folder = self._folder(step)
-        manifest = storage.read_json(storage.join(folder, COMMIT))
-        if manifest.get("format_version") != FORMAT_VERSION:
-            raise UserError(f"checkpoint {folder} has format version {manifest.get('format_version')}, this Raymill reads {FORMAT_VERSION}")
-        state: State = {}
-        row_files = manifest.get("rows", {})
-        with tempfile.TemporaryDirectory() as scratch:
-            for name in manifest["sha256"].keys() - row_files.keys():
-                local = Path(scratch) / name
-                storage.download(storage.join(folder, name), str(local))
-                found, expected = storage.sha256_file(str(local)), manifest["sha256"][name]
-                if found != expected:
-                    raise UserError(
-                        f"checkpoint file {storage.join(folder, name)} was altered: sha256 {found}, expected {expected}; "
-                        f"remove {folder} to go on from an earlier checkpoint"
-                    )
-                state[local.stem] = safetensors.torch.load_file(local)
-        rows = read_rows(folder, row_files, manifest["sha256"], spans or {})
-        return Checkpoint(manifest["step"], manifest["family"], state, rows)
+        """As `read_checkpoint`."""
+        return read_checkpoint(self._folder(step), spans)
 
     def _write(self, step: int, family: str, state: State, score: float | None, rows: Rows) -> None:
         folder, first = self._folder(step), self._writers.rank == 0
@@ -144,4 +128,29 @@ class CheckpointFolder:
         return [step for _, step in sorted(scored)]
 
     def _folder(self, step: int) -> str:
-        return storage.join(self.url, f"step_{step:08d}")
+        return storage.join(self.url, checkpoint_name(step))
+
+
+def read_checkpoint(folder: str, spans: Spans | None = None) -> Checkpoint:
+    """The state in a complete checkpoint folder, and the rows of sharded children in `spans`.
+
+    Raises UserError naming the file and both checksums when it was altered, or the version when it is of another.
+    """
+    manifest = storage.read_json(storage.join(folder, COMMIT))
+    if manifest.get("format_version") != FORMAT_VERSION:
+        raise UserError(f"checkpoint {folder} has format version {manifest.get('format_version')}, this Raymill reads {FORMAT_VERSION}")
+    state: State = {}
+    row_files = manifest.get("rows", {})
+    with tempfile.TemporaryDirectory() as scratch:
+        for name in manifest["sha256"].keys() - row_files.keys():
+            local = Path(scratch) / name
+            storage.download(storage.join(folder, name), str(local))
+            found, expected = storage.sha256_file(str(local)), manifest["sha256"][name]
+            if found != expected:
+                raise UserError(
+                    f"checkpoint file {storage.join(folder, name)} was altered: sha256 {found}, expected {expected}; "
+                    f"remove {folder} to go on from an earlier checkpoint"
+                )
+            state[local.stem] = safetensors.torch.load_file(local)
+    rows = read_rows(folder, row_files, manifest["sha256"], spans or {})
+    return Checkpoint(manifest["step"], manifest["family"], state, rows)

@@ -6,10 +6,10 @@ import platform
 import time
 from contextlib import closing, nullcontext
 from dataclasses import replace
-from typing import Any
+from typing import Any, Self
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from components import storage
@@ -21,6 +21,7 @@ from components.families.model_folder import COMMIT as MODEL_COMMIT
 from components.families.model_folder import family_class, load_model, save_model
 from components.training.checkpoint import CheckpointFolder
 from components.training.config import TrainConfig
+from components.training.continuation import CHECKPOINTS, Origin, begin_at
 from components.training.loop import Trainer, check_fits, train
 from components.training.outlet import Outlet
 from components.training.randomness import derive_seed
@@ -29,7 +30,11 @@ from components.training.row_files import RowSlice
 
 
 class TrainingJob(Config):
-    """Everything that decides a run's result, and where it lies. Workers, devices and clusters are not part of it."""
+    """Everything that decides a run's result, and where it lies. Workers, devices and clusters are not part of it.
+
+    With `until` a run rests at that step: it has a checkpoint and a record, but no model. The same job without it, or with a later one,
+    goes on in the same folder.
+    """
 
     family: str
     model: dict[str, Any] = Field(default_factory=dict, description="the family's config")
@@ -38,15 +43,44 @@ class TrainingJob(Config):
     run: str = Field(description="run folder or URL")
     children: dict[str, str] = Field(default_factory=dict, description="name -> model folder of an earlier stage's model")
     children_kept: tuple[str, ...] = Field((), description="children that are copied into the model folder")
+    resume_from: str | None = Field(
+        None, description="checkpoint folder of another run to begin with (components/training/continuation.py)"
+    )
+    until: int | None = Field(None, gt=0, description="the step at which the run rests, before train.steps; none: it goes to the end")
+
+    @model_validator(mode="after")
+    def _steps_follow_each_other(self) -> Self:
+        if self.until is not None and self.until >= self.train.steps:
+            raise ValueError(f"until={self.until} is not before train.steps={self.train.steps}; leave it out to train to the end")
+        if self.first_step >= self.last_step:
+            raise ValueError(f"resume_from={self.resume_from} leaves nothing of the {self.last_step} steps; give an earlier checkpoint")
+        return self
+
+    @property
+    def origin(self) -> Origin | None:
+        return None if self.resume_from is None else Origin.parse(self.resume_from)
+
+    @property
+    def first_step(self) -> int:
+        """The step that a fresh run folder begins with."""
+        return 0 if self.origin is None else self.origin.step
+
+    @property
+    def last_step(self) -> int:
+        """The step that the run comes to."""
+        return self.train.steps if self.until is None else self.until
 
     def identity(self) -> str:
-        """What must not change between a run and its resumption."""
-        return fingerprint({"family": self.family, "model": self.model, "train": self.train.to_json()})
+        """What must not change between a run and its resumption. Raises UserError when `resume_from` is no run's."""
+        own = {"family": self.family, "model": self.model, "train": self.train.to_json()}
+        return fingerprint(own if self.origin is None else own | {"origin": self.origin.identity()})
 
 
 def finished(job: TrainingJob) -> bool:
-    """Whether the run has published its model."""
-    return storage.exists(storage.join(job.run, "model", MODEL_COMMIT))
+    """Whether the run has published its model, or rests where it should."""
+    if storage.exists(storage.join(job.run, "model", MODEL_COMMIT)):
+        return True
+    return job.until is not None and RunRecord(job.run).info().get("rests_at") == job.until
 
 
 def build(job: TrainingJob, data: Dataset) -> Family:
@@ -68,6 +102,8 @@ def build(job: TrainingJob, data: Dataset) -> Family:
 
 def execute(job: TrainingJob, outlet: Outlet) -> None:
     """Runs the job on this worker, from its last checkpoint if there is one; does nothing when it has finished.
+
+    A job with `until` leaves a checkpoint of that step instead of a model, and scores of the way alone.
 
     Raises UserError for a run folder of another job, and for what `build` and `train` refuse.
     """
@@ -94,30 +130,32 @@ def execute(job: TrainingJob, outlet: Outlet) -> None:
     trainer.outlet = outlet = replace(outlet, record=record, show=lambda row: show(row | {"steps": job.train.steps}))
     with outlet.world.apart() if trainer.family.sharded else nullcontext() as writers:
         checkpoints = CheckpointFolder(
-            storage.join(job.run, "checkpoints"), job.train.keep_last, job.train.keep_best, trainer.family.headline[1], writers
+            storage.join(job.run, CHECKPOINTS), job.train.keep_last, job.train.keep_best, trainer.family.headline[1], writers
         )
         with closing(checkpoints):  # whatever happens, the last save gets onto storage
             steps = _run(job, trainer, checkpoints, data, held_out)
-    scores = trainer.evaluate(held_out, None) if held_out is not None else {}
+    scores = trainer.evaluate(held_out, None) if held_out is not None and job.until is None else {}
     if outlet.world.rank == 0:
-        record.finish({"scores": scores, "seconds": time.perf_counter() - started, "steps_this_start": steps})
-    _publish(job, trainer)  # last: a run with a model has its record too
+        rest = {"rests_at": job.until} if job.until is not None else {}
+        record.finish({"scores": scores, "seconds": time.perf_counter() - started, "steps_this_start": steps} | rest)
+    if job.until is None:
+        _publish(job, trainer)  # last: a run with a model has its record too
     outlet.world.barrier()
 
 
 def _run(job: TrainingJob, trainer: Trainer, checkpoints: CheckpointFolder, data: Dataset, held_out: Dataset | None) -> int:
-    """Trains from the last checkpoint to the end, leaves the weights that are to be published, and returns the steps it took."""
+    """Trains from the last checkpoint to its last step, leaves the weights that are to be published, and returns the steps it took."""
     _resume(job, trainer, checkpoints)
     outlet, first = trainer.outlet, trainer.step
     outlet.world.barrier()  # every worker has read the checkpoint before rank 0 may replace it
     if outlet.world.rank == 0 and outlet.record is not None:
         outlet.record.start(first, _parameters(job, trainer, outlet))
-    train(trainer, data, held_out, checkpoints, job.family)
+    train(trainer, data, held_out, checkpoints, job.family, job.until)
     outlet.world.barrier()
-    best = checkpoints.best(trainer.spans) if job.train.publish == "best" else None
+    best = checkpoints.best(trainer.spans) if job.train.publish == "best" and job.until is None else None
     if best is not None:
         trainer.restore(best)
-    return job.train.steps - first
+    return job.last_step - first
 
 
 def _publish(job: TrainingJob, trainer: Trainer) -> None:
@@ -154,11 +192,15 @@ def _require_same_model(job: TrainingJob, record: RunRecord, family: Family) -> 
 def _resume(job: TrainingJob, trainer: Trainer, checkpoints: CheckpointFolder) -> None:
     checkpoint = checkpoints.latest(trainer.spans)
     if checkpoint is None:
+        if job.origin is not None:
+            begin_at(job.origin, job.family, trainer)
         return
     if checkpoint.family != job.family:
         raise UserError(
             f"{job.run} holds checkpoints of family {checkpoint.family!r}, the job trains {job.family!r}; choose another folder"
         )
+    if checkpoint.step > job.last_step:
+        raise UserError(f"{job.run} is at step {checkpoint.step} already, beyond until={job.until}; give a later step or another folder")
     trainer.restore(checkpoint)
 
 

@@ -253,20 +253,23 @@ def _in_rows(name: str, value: Tensor, turn: Turn) -> bool:
     return name.rpartition("/")[0] in turn.sharded and value.dim() > 0
 
 
-def train(trainer: Trainer, data: Dataset, held_out: Dataset | None, checkpoints: CheckpointFolder, family_name: str) -> None:
-    """Trains from the trainer's step to the end of its config; every checkpoint is on storage when it returns.
+def train(
+    trainer: Trainer, data: Dataset, held_out: Dataset | None, checkpoints: CheckpointFolder, family_name: str, until: int | None = None
+) -> None:
+    """Trains from the trainer's step to the end of its config, or `until` a step before; every checkpoint is on storage when it returns.
 
     Raises UserError when the loss or a gradient stops being finite; checkpoints hold finite states only.
     """
     config, outlet, world = trainer.config, trainer.outlet, trainer.world
+    end = config.steps if until is None else until
     family = trainer.family.train()
     loader = Loader(data, config.batch_size, config.seed, world.rank, world.size)
     if trainer.step == 0:
         trainer.begin(loader)
     measures = Measures(outlet.device, world, config.batch_size)
-    for batch in loader.batches(trainer.step, config.steps):
+    for batch in loader.batches(trainer.step, end):
         trainer.train_step(_on_device(batch, outlet.device), measures)
-        step, last = trainer.step, trainer.step == config.steps
+        step, last = trainer.step, trainer.step == end
         due = _due(config, step, last)
         if not any(due.values()):
             continue

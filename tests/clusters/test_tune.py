@@ -97,6 +97,17 @@ def test_a_sweep_on_ray_is_the_sweep_of_one_process_and_then_does_nothing(
     assert again["trials"] == there["trials"]
 
 
+def test_a_population_on_ray_is_the_population_of_one_process(
+    cluster: None, tmp_path: Path, small_data_folders: dict[str, Path], capfd: pytest.CaptureFixture[str]
+) -> None:
+    words = ("--trials", "4", "--scheduler", "pbt", "train.steps=12", "pbt.interval_steps=4")
+    there, _ = run(sweep(small_data_folders["images"], tmp_path / "ray", *words), capfd)
+    here, _ = run(sweep(small_data_folders["images"], tmp_path / "plain", *words, "--workers", "0"), capfd)
+    assert there["trials"] == here["trials"]
+    assert any(course["copied"] is not None for trial in there["trials"] for course in trial["generations"])
+    assert same(*(tmp_path / store / "artifacts" / there["name"] for store in ("ray", "plain")))
+
+
 def test_a_killed_process_costs_nothing_but_time(cluster: None, tmp_path: Path, small_data_folders: dict[str, Path]) -> None:
     from clusters.tune import run_trials
 

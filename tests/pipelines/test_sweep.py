@@ -197,7 +197,7 @@ MISTAKES = [
     Case("neither min nor max", (*BASE, *RATE, "judge={score: nll, best: least}"), ("judge.best", "'min' or 'max'")),
     Case("no trials", (*BASE, *RATE, "--trials", "0"), ("trials=0",)),
     Case("unknown search", (*BASE, *RATE, "--search", "grid"), ("search='grid'", "'random' or 'tpe'")),
-    Case("unknown scheduler", (*BASE, *RATE, "--scheduler", "pbt"), ("scheduler='pbt'", "'none' or 'asha'")),
+    Case("unknown scheduler", (*BASE, *RATE, "--scheduler", "hyperband"), ("scheduler='hyperband'", "'none', 'asha' or 'pbt'")),
     Case("asha option without asha", (*BASE, *RATE, "asha.grace_steps=3"), ("asha", "no effect")),
     Case("tpe option without tpe", (*BASE, *RATE, "ahead=2"), ("ahead", "no effect")),
     Case("asha that never judges", (*SWEEP, "asha.grace_steps=9"), ("grace_steps=9", "train.steps=9")),
