@@ -85,9 +85,9 @@ def enroll(
     raymill faces enroll models/faces people team.arrow
     raymill faces enroll models/faces newcomers team.arrow detector.padding=20
     """
-    from pipelines import faces_cli
+    from pipelines import enrolment
 
-    return faces_cli.enroll(
+    return enrolment.enroll(
         model,
         people,
         gallery,
@@ -115,9 +115,9 @@ def identify(
     \b
     raymill faces identify models/faces team.arrow party.jpg
     """
-    from pipelines import faces_cli
+    from pipelines import enrolment
 
-    return faces_cli.identify(model, gallery, pictures, overrides or (), threshold=threshold, store=store)
+    return enrolment.identify(model, gallery, pictures, overrides or (), threshold=threshold, store=store)
 
 
 @faces.command()
@@ -138,9 +138,9 @@ def verify(
     \b
     raymill faces verify models/faces team.arrow ada door.jpg
     """
-    from pipelines import faces_cli
+    from pipelines import enrolment
 
-    return faces_cli.check_claim(
+    return enrolment.check_claim(
         model,
         gallery,
         name,
@@ -169,9 +169,9 @@ def compare(
     \b
     raymill faces compare models/faces passport.png door.jpg
     """
-    from pipelines import faces_cli
+    from pipelines import enrolment
 
-    return faces_cli.compare(
+    return enrolment.compare(
         model,
         picture_a,
         picture_b,

@@ -23,7 +23,7 @@ from components.faces.aligned import read_picture
 from components.faces.gallery import Gallery, read_gallery
 from components.families.model_folder import load_model
 from components.families.recognition import Recognition
-from pipelines import faces_cli
+from pipelines import enrolment
 from pipelines.cli import main
 from tests.data.collected import FACES, FONTS, write_wheel
 from tests.pipelines.recognition_world import ENROLLED, PADDED, SIDE, TESTED, TINY, TRAINED, save
@@ -139,7 +139,7 @@ def test_answers_for_people_name_them(faces_world: Path, capsys: pytest.CaptureF
 
 def enroll_with_another(people: str, gallery: str, ready: Any, here: Any, there: Any) -> None:
     """Enrols as soon as the other process is ready; writes when that one is about to write too, or is taken to wait."""
-    write = faces_cli.write_gallery
+    write = enrolment.write_gallery
 
     def write_late(found: Gallery, url: str) -> None:
         here.set()
@@ -147,9 +147,9 @@ def enroll_with_another(people: str, gallery: str, ready: Any, here: Any, there:
         write(found, url)
 
     torch.set_num_threads(1)
-    faces_cli.write_gallery = write_late
+    enrolment.write_gallery = write_late
     ready.wait()
-    faces_cli.enroll("model", people, gallery, (PADDED,))
+    enrolment.enroll("model", people, gallery, (PADDED,))
 
 
 def test_two_who_enrol_at_once_lose_nobody(faces_world: Path) -> None:

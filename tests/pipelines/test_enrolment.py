@@ -21,7 +21,7 @@ from components.families import catalogue
 from components.families.classifier import Classifier
 from components.families.contract import Family
 from components.families.model_folder import save_model
-from pipelines.faces_cli import check_claim, compare, enroll, identify
+from pipelines.enrolment import check_claim, compare, enroll, identify
 from tests.faces.samples import crops, shots
 
 PADDED = ("detector.padding=30",)
