@@ -250,5 +250,8 @@ def _training_classes(data: DataShape) -> tuple[str, ...]:
     for split, by_class in data.rows_by_class.items():
         alone = [label for label, count in enumerate(by_class) if count == 1]
         if alone:
-            raise UserError(f"split {split} has one picture of {names[alone[0]]}, expected 2 or more; add pictures or leave that one out")
+            others = "" if split == "train" else ", or hold out whole identities"
+            raise UserError(
+                f"split {split} has one picture of {names[alone[0]]}, expected 2 or more; add pictures or leave that one out{others}"
+            )
     return names[: known[-1] + 1]

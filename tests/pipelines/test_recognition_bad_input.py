@@ -67,6 +67,12 @@ def classifier(root: Path) -> None:
 DATA = [
     Case("one class", BAD, ("bad:", "1 class", "expected 2 or more"), people(train=[0] * 8, test=FOUR)),
     Case("person with one picture", BAD, ("bad:", "split train has one picture of c", "2 or more"), people(train=[*FOUR, 2], test=FOUR)),
+    Case(
+        "pictures held out, not people",
+        BAD,
+        ("bad:", "split test has one picture of b", "hold out whole identities"),
+        people(train=FOUR, test=[0, 0, 1]),
+    ),
     Case("labels with holes", BAD, ("bad:", "label 1 (b) has no training pictures", "without holes"), people(train=[0, 0, 2, 2])),
     Case("test of one person", BAD, ("split test of", "world/bad has 8", "1 identity", "0 impostor"), people(train=FOUR, test=[2] * 8)),
     Case("test of few pairs", BAD, ("split test of", "world/bad has 4", "2 genuine", "expected 10"), people(train=FOUR, test=[2, 2, 3, 3])),
