@@ -20,28 +20,20 @@ from benchmarks.table import Table
 from components.data.dataset import Dataset
 from components.data.identities import IdentityFold, split_identities
 from components.data.loader import evaluation_batches
-from components.data.write import write_dataset
 from components.evaluation.calibration import embeddings
 from components.evaluation.verification import pooled_verification_scores
 from components.evaluation.verification_baselines import pca_embeddings, pixel_embeddings
-from components.faces.aligned import aligned_columns, aligned_rows, folder_pictures
-from components.faces.aligner import Aligner, FaceConfig
 from components.families.model_folder import load_model
 from components.families.recognition import Recognition
 from components.training.job import TrainingJob
 from pipelines.faces import FACES
+from pipelines.faces_config import AlignedConfig
+from pipelines.preparing import align_people
 from pipelines.settings import Training, configure
 from pipelines.workers import Workers
 
-FOLDS, SIDE = 5, 56
+FOLDS = 5
 Fold = tuple[torch.Tensor, torch.Tensor]  # embeddings and labels of the people tested
-
-
-def align(people: str, out: str) -> None:
-    """The aligned faces of a folder of people as a data set."""
-    names, pictures = folder_pictures(people)
-    aligner = Aligner(FaceConfig.parse({"detector": {"padding": 20}}, "benchmark"), (SIDE, SIDE), 1)
-    write_dataset(out, {"train": aligned_rows(pictures, aligner)}, aligned_columns(aligner), names)
 
 
 def trained(name: str, settings: dict[str, Any], data: list[str], scratch: str, workers: Workers) -> tuple[list[Fold], list[float]]:
@@ -78,7 +70,7 @@ def _small(url: str, split: str) -> Fold:
 def main(people: str, seeds: int = 1, workers: int = 2) -> Table:
     table = Table(f"ORL, {FOLDS} folds, pooled pairs", ["method", "EER", "TAR@1e-2", "TAR@1e-3", "AUC", "10-fold", "rank-1", "s a fold"])
     with tempfile.TemporaryDirectory() as scratch, Workers(workers) as crew:
-        align(people, f"{scratch}/aligned")
+        align_people(people, f"{scratch}/aligned", AlignedConfig(), lambda row: None)
         data = [f"{scratch}/fold-{fold}" for fold in range(FOLDS)]
         for fold, url in enumerate(data):
             split_identities(f"{scratch}/aligned", url, IdentityFold(fold=fold, folds=FOLDS))

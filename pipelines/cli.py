@@ -151,7 +151,7 @@ def fetch(
         progress.begins(collection)
         made = get(collection, out, settings, lambda step, steps: progress.reports(collection, {"step": step, "steps": steps}))
     rows = [f"{count} {split} pictures of {made.identities[split]}" for split, count in made.pictures.items()]
-    following = f"raymill prepare {out} DATA" if made.form == "pictures" else f"raymill train recognition {out}"
+    following = f"raymill run faces data={out}" if made.form == "pictures" else f"raymill train recognition {out}"
     values = {"out": out, "form": made.form, "pictures": made.pictures, "identities": made.identities}
     return Answer(values, [f"{out}: {', '.join(rows)}", f"next: {following}"])
 

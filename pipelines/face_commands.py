@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 import typer
 
 from components.errors import UserError
-from pipelines.options import JsonOption, Overrides, StoreOption, VerboseOption
+from pipelines.options import ConfigOption, JsonOption, Overrides, StoreOption, VerboseOption, console
 from pipelines.shell import Answer
 
 faces = typer.Typer(help="Chooses a threshold, enrols people, and says who is in a picture.", rich_markup_mode=None)
@@ -25,6 +25,62 @@ def _cosine(value: float | None) -> float | None:
 
 Threshold = Annotated[float | None, typer.Option("--threshold", callback=_cosine, help="Cosine to accept from (default: the model's).")]
 Largest = Annotated[bool, typer.Option("--largest", help="Take the largest of several faces, which are an error otherwise.")]
+
+
+@faces.command()
+def align(
+    people: Annotated[str, typer.Argument(help="A folder with a folder of pictures for each person.")],
+    out: Annotated[str, typer.Argument(help="A new or empty folder or s3:// URL.")],
+    overrides: Overrides = None,
+    config: ConfigOption = None,
+    json: JsonOption = False,
+    verbose: VerboseOption = False,
+) -> Answer:
+    """Finds the face in every picture and writes a data set of aligned faces, everybody in its split train.
+
+    \b
+    raymill faces align people data/faces size=112
+    """
+    from pipelines.faces_config import AlignedConfig
+    from pipelines.preparing import align_people
+    from pipelines.settings import configure
+    from pipelines.training import require_empty
+
+    settings = configure(AlignedConfig(), {}, None, config, overrides or [])
+    require_empty(out)
+    with console(json) as progress:
+        progress.begins("align")
+        index = align_people(people, out, settings, lambda row: progress.reports("align", row))
+    values = {"data": out, "fingerprint": index.fingerprint, "rows": index.num_rows("train"), "people": list(index.class_names)}
+    return Answer(values, [f"{out}: {index.num_rows('train')} faces of {len(index.class_names)} people"])
+
+
+@faces.command()
+def split(
+    data: Annotated[str, typer.Argument(help="Data set of identities.")],
+    out: Annotated[str, typer.Argument(help="A new or empty folder or s3:// URL.")],
+    overrides: Overrides = None,
+    config: ConfigOption = None,
+    store: StoreOption = "store",
+    json: JsonOption = False,
+    verbose: VerboseOption = False,
+) -> Answer:
+    """Cuts a data set by identity: some to train on, some to choose thresholds by, some to test. Nobody is in two of them.
+
+    \b
+    raymill faces split data/faces data/people folds=5 fold=0 development=8
+    """
+    from components.data.identities import IdentityFold, split_identities
+    from pipelines.settings import configure
+    from pipelines.store import Store
+    from pipelines.training import find_data, require_empty
+
+    settings = configure(IdentityFold(), {}, None, config, overrides or [])
+    require_empty(out)
+    index = split_identities(find_data(data, Store(store)), out, settings)
+    found = {name: sum(rows > 0 for rows in by_class) for name, by_class in index.shape.rows_by_class.items()}
+    values = {"data": out, "fingerprint": index.fingerprint, "identities": found}
+    return Answer(values, [f"{out}: " + ", ".join(f"{count} {name} identities" for name, count in found.items())])
 
 
 @faces.command()

@@ -17,17 +17,15 @@ from components.config import override
 from components.data.dataset import Dataset
 from components.data.identities import IdentityFold, split_identities
 from components.data.index import read_index
-from components.data.write import write_dataset
 from components.evaluation.calibration import calibrate
 from components.evaluation.recognition_report import compare
-from components.faces.aligned import aligned_columns, aligned_rows, folder_pictures
-from components.faces.aligner import Aligner
 from components.families.model_folder import copy_model, load_model
 from components.families.recognition import Recognition
 from components.report.findings import Findings, Score
 from components.report.sweep import TRIALS
 from components.training.config import TrainConfig
 from pipelines.faces_config import AlignedConfig, FacesConfig, RecognizerConfig, VerificationConfig
+from pipelines.preparing import align_people
 from pipelines.reporting import PAGE, page_of
 from pipelines.settings import Training, read_presets
 from pipelines.source import Source
@@ -41,11 +39,7 @@ from pipelines.training import MODEL, train_model
 @stage(version=1)
 def aligned(data: Source, task: Task[AlignedConfig]) -> None:
     """Every picture's face, in one form."""
-    config = task.config
-    names, pictures = folder_pictures(data.url)
-    aligner = Aligner(config.faces, (config.size, config.size), config.channels)
-    rows = aligned_rows(pictures, aligner, config.several, on_progress=lambda done, total: task.report({"step": done, "steps": total}))
-    write_dataset(task.draft.out, {"train": rows}, aligned_columns(aligner), names, {"data": data.fingerprint})
+    align_people(data.url, task.draft.out, task.config, task.report)
 
 
 @stage(version=1)

@@ -1,4 +1,4 @@
-"""A source of pictures to a data set, with the workers of a run."""
+"""Pictures to a data set: any source with the workers of a run, and people's faces."""
 
 from __future__ import annotations
 
@@ -7,6 +7,10 @@ from typing import Any
 
 from components.data.index import DatasetIndex
 from components.data.prepare_config import PrepareConfig
+from components.data.write import write_dataset
+from components.faces.aligned import aligned_columns, aligned_rows, folder_pictures
+from components.faces.aligner import Aligner
+from pipelines.faces_config import AlignedConfig
 from pipelines.workers import Workers
 
 
@@ -20,3 +24,14 @@ def prepare_data(
         report({"step": done, "steps": total})
 
     return prepare(source, out, config, workers.connect(), progress)
+
+
+def align_people(people: str, out: str, config: AlignedConfig, report: Callable[[Mapping[str, Any]], None]) -> DatasetIndex:
+    """Makes the data set at `out` of the faces in `people/NAME/*`, all in split `train`; progress counts pictures.
+
+    Raises UserError naming the picture that shows no face, or several.
+    """
+    names, pictures = folder_pictures(people)
+    aligner = Aligner(config.faces, (config.size, config.size), config.channels)
+    rows = aligned_rows(pictures, aligner, config.several, on_progress=lambda done, total: report({"step": done, "steps": total}))
+    return write_dataset(out, {"train": rows}, aligned_columns(aligner), names, {"aligned": config.to_json()})

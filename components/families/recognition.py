@@ -66,7 +66,7 @@ class Recognition(Family):
         super().__init__(config)
         c = config
         self.backbone = _backbone(c)
-        self.head = ClassRows(c.num_classes * c.virtual_identities, c.embedding_dim, bias=c.loss == "softmax")
+        self.head = ClassRows(c.head_rows, c.embedding_dim, bias=c.loss == "softmax")
         self.register_buffer("bends", _bends(c), persistent=False)
         self.phases = (Phase("recognition", ("backbone", "head")),)
         self.recomputed = () if c.backbone == "gabor" else ("backbone.blocks.*",)
@@ -87,7 +87,7 @@ class Recognition(Family):
         found |= {"image_channels": channels, "image_size": (height, width)}
         fitted = cls.Config.parse(config.to_json() | found, f"pictures of {len(names)} classes")
         assert isinstance(fitted, RecognitionConfig)
-        margin, least = margin_of(fitted, 0), least_scale(len(names))
+        margin, least = margin_of(fitted, 0), least_scale(fitted.head_rows)
         if margin.scale is not None and margin.scale < least:
             logger.warning(
                 "scale=%g is below %.1f, which %d classes need to be told apart with confidence 0.9", margin.scale, least, len(names)

@@ -59,6 +59,11 @@ class RecognitionConfig(Config):
     threshold: float | None = Field(None, ge=-1, le=1, description="cosine from which two pictures count as one identity")
     false_accept_rate: float | None = Field(None, gt=0, lt=1, description="at which the threshold was chosen")
 
+    @property
+    def head_rows(self) -> int:
+        """Classes of the softmax: the virtual identities of every training class."""
+        return self.num_classes * self.virtual_identities
+
     @model_validator(mode="after")
     def _options_have_an_effect(self) -> Self:
         if len(self.widths) != len(self.depths):
@@ -94,8 +99,8 @@ def margin_of(config: RecognitionConfig, step: int) -> Margin:
     given = {name: value for name in ("m1", "m2", "m3") if (value := getattr(config, name)) is not None}
     scale = config.scale
     if config.loss in SCALED and scale is None:
-        classes = config.num_classes or 3  # 0: the data are not known yet
-        scale = fixed_adacos_scale(classes) if config.loss == "adacos" else SCALES[config.num_classes >= MANY_CLASSES]
+        classes = config.head_rows or 3  # 0: the data are not known yet
+        scale = fixed_adacos_scale(classes) if config.loss == "adacos" else SCALES[config.head_rows >= MANY_CLASSES]
     lambda_ = 0.0
     if config.loss in ("l_softmax", "sphereface"):
         annealing = config.annealing or Annealing()
