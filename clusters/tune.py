@@ -12,6 +12,7 @@ import logging
 import queue
 import tempfile
 import threading
+import time
 from typing import Any
 
 import ray
@@ -23,13 +24,14 @@ from ray.tune.stopper import Stopper
 
 from clusters.session import log_folder
 from components.errors import UserError
-from components.sweep.trial import Guide, Outcome, is_evaluation, run_trial
+from components.sweep.trial import Guide, Outcome, Trial, is_evaluation, run_trial
 from components.training.job import TrainingJob
 from components.training.outlet import Outlet, Row
 
 logger = logging.getLogger(__name__)
 
 MAX_FAILURES = 3
+REST_SECONDS = 0.5  # between the questions of a process that has nothing to do
 NEWS = "news"  # the one key of Tune's results that is ours: JSON text, so that Tune neither flattens nor judges it
 
 
@@ -82,13 +84,18 @@ def capacity(resources: dict[str, float]) -> int:
 
 
 class TrialProcess(tune.Trainable):
-    """One process of a cluster that runs trial after trial, each in a thread of its own that does not wait for verdicts."""
+    """One process of a cluster that runs trial after trial, each in a thread of its own that does not wait for verdicts.
+
+    Without a job it rests: Tune ends processes that it has no trial for, and a new one takes seconds to start.
+    """
 
     def setup(self, config: dict[str, Any]) -> None:
         self._news: queue.Queue[dict[str, Any] | BaseException] = queue.Queue()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, args=(config, self._news, self._stop), name="trial", daemon=True)
-        self._thread.start()
+        self._rests = config["job"] is None
+        if not self._rests:
+            self._thread.start()
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         self.cleanup()
@@ -98,10 +105,14 @@ class TrialProcess(tune.Trainable):
     def cleanup(self) -> None:
         """Lets the trial leave at its next metric row, and waits for it: its last checkpoint gets onto storage."""
         self._stop.set()
-        self._thread.join()
+        if not self._rests:
+            self._thread.join()
 
     def step(self) -> dict[str, Any]:
         """The trial's next evaluation, or its end."""
+        if self._rests:
+            time.sleep(REST_SECONDS)
+            return {NEWS: "{}", "done": False}
         news = self._news.get()
         if isinstance(news, BaseException):
             raise news
@@ -133,6 +144,9 @@ class _Desk:
     def __init__(self, guide: Guide, gpu: bool) -> None:
         self._guide, self._gpu = guide, gpu
         self._numbers: dict[str, int] = {}
+        self._live: set[str] = set()  # with those that rest
+        self._most = 0  # of them at once, each in a process
+        self._waiting: list[Trial] = []  # for a process that has just been told not to rest any longer
         self.problem: Exception | None = None
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -143,16 +157,35 @@ class _Desk:
 
     def next(self, trial_id: str) -> dict[str, Any] | str | None:
         try:
-            if self.problem is not None or self._guide.exhausted():
+            if self.problem is not None or self._has_ended():
                 return Searcher.FINISHED
-            trial = self._guide.next()
+            trial = self._waiting.pop(0) if self._waiting else self._guide.next()
         except Exception as error:
             self.problem = error
             return Searcher.FINISHED
-        if trial is None:
+        if trial is None and len(self._live) >= self._most:
             return None
-        self._numbers[trial_id] = trial.number
-        return {"job": trial.job.to_json(), "gpu": self._gpu}
+        self._live.add(trial_id)
+        self._most = max(self._most, len(self._live))
+        if trial is not None:
+            self._numbers[trial_id] = trial.number
+        return {"job": None if trial is None else trial.job.to_json(), "gpu": self._gpu}
+
+    def rests(self, trial_id: str) -> bool:
+        return trial_id not in self._numbers
+
+    def rests_on(self) -> bool:
+        """Whether there is still nothing for a process that rests."""
+        try:
+            if not self._waiting and not self._guide.exhausted() and (trial := self._guide.next()) is not None:
+                self._waiting.append(trial)
+            return self.problem is None and not self._waiting and not self._has_ended()
+        except Exception as error:
+            self.problem = self.problem or error
+            return False
+
+    def _has_ended(self) -> bool:
+        return not self._waiting and self._guide.exhausted()
 
     def takes(self, trial_id: str, result: dict[str, Any] | None) -> bool:
         """Hands a result to the guide; returns whether the trial goes on."""
@@ -167,13 +200,18 @@ class _Desk:
             self.problem = self.problem or error
             return False
 
+    def leaves(self, trial_id: str) -> None:
+        self._live.discard(trial_id)
+
     def loses(self, trial_id: str) -> None:
+        if self.rests(trial_id):
+            return
         logger.warning("the process of trial %s died; another takes it up", self._numbers[trial_id])
 
     def gives_up(self, trial_id: str) -> None:
-        number = self._numbers[trial_id]
+        named = "a process that rests" if self.rests(trial_id) else f"trial {self._numbers[trial_id]}"
         self.problem = self.problem or RuntimeError(
-            f"trial {number} failed {MAX_FAILURES + 1} times; the logs of its processes are in {log_folder()}"
+            f"{named} failed {MAX_FAILURES + 1} times; the logs of its processes are in {log_folder()}"
         )
 
 
@@ -188,6 +226,7 @@ class _Search(Searcher):
         return self._desk.next(trial_id)  # type: ignore[return-value]  # FINISHED is a text
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        self._desk.leaves(trial_id)
         if error:
             self._desk.gives_up(trial_id)
 
@@ -200,9 +239,13 @@ class _Schedule(FIFOScheduler):
         self._desk = desk
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
-        return TrialScheduler.CONTINUE if self._desk.takes(trial.trial_id, result) else TrialScheduler.STOP
+        desk, name = self._desk, trial.trial_id
+        goes_on = desk.rests_on() if desk.rests(name) else desk.takes(name, result)
+        return TrialScheduler.CONTINUE if goes_on else TrialScheduler.STOP
 
     def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
+        if self._desk.rests(trial.trial_id):
+            return
         if "row" not in json.loads(result.get(NEWS, "{}")):  # else it was stopped at this row, which has been taken
             self._desk.takes(trial.trial_id, result)
 

@@ -146,6 +146,37 @@ def test_one_warm_process_takes_trial_after_trial(cluster: None, tmp_path: Path,
     assert not (tmp_path / "1" / "model").exists()
 
 
+def test_a_process_without_a_job_rests_until_there_is_one_again(tmp_path: Path) -> None:
+    from clusters.tune import _Desk
+
+    class Waiting(Listed):
+        """Gives the second half of its jobs only when it is told to."""
+
+        held = True
+
+        def next(self) -> Trial | None:
+            return None if self.held and self._next == 2 else super().next()
+
+    guide = Waiting(*(job(tmp_path / str(number), tmp_path) for number in range(4)))
+    desk = _Desk(guide, gpu=False)
+    first, second = desk.next("a"), desk.next("b")
+    assert isinstance(first, dict)
+    assert isinstance(second, dict)
+    assert first["job"]["run"] == str(tmp_path / "0")
+    assert desk.next("c") is None  # two processes are all that was ever needed
+    desk.leaves("a")
+    assert desk.next("c") == {"job": None, "gpu": False}
+    assert desk.rests("c")
+    assert desk.rests_on()
+    assert desk.next("d") is None
+    guide.held = False
+    assert not desk.rests_on()
+    desk.leaves("c")
+    given = [desk.next(name) for name in ("e", "f")]
+    assert [each["job"]["run"] for each in given if isinstance(each, dict)] == [str(tmp_path / "2"), str(tmp_path / "3")]
+    assert desk.next("g") == "FINISHED"
+
+
 def test_a_users_mistake_arrives_as_itself(cluster: None, tmp_path: Path) -> None:
     from clusters.tune import run_trials
 
