@@ -21,22 +21,34 @@ class Gang:
     def __init__(self, size: int = 4) -> None:
         context = mp.get_context("spawn")
         self._tasks = [context.SimpleQueue() for _ in range(size)]
-        self._results = [context.Queue() for _ in range(size)]
+        pipes = [context.Pipe(duplex=False) for _ in range(size)]  # written to at once: a process that dies afterwards has answered
+        self._answers = [reader for reader, _ in pipes]
         self._processes = [
-            context.Process(target=_wait_for_tasks, args=(self._tasks[rank], self._results[rank]), daemon=True) for rank in range(size)
+            context.Process(target=_wait_for_tasks, args=(tasks, writer), daemon=True)
+            for tasks, (_, writer) in zip(self._tasks, pipes, strict=True)
         ]
         for process in self._processes:
             process.start()
+        for _, writer in pipes:
+            writer.close()  # so that the end of a process is the end of its pipe
 
     def run(self, function: Callable[..., Any], world_size: int, *args: Any) -> list[Any]:
         with tempfile.TemporaryDirectory() as folder:
             for rank in range(world_size):
                 self._tasks[rank].put((function, args, rank, world_size, str(Path(folder) / "store")))
-            answers = [self._results[rank].get(timeout=TIMEOUT_SECONDS) for rank in range(world_size)]
+            answers = [self._answer(rank) for rank in range(world_size)]
         failures = [value for succeeded, value in answers if not succeeded]
         if failures:  # all of them: where one fails, others fail in waiting for it
             raise AssertionError("\n".join(failures))
         return [value for _, value in answers]
+
+    def _answer(self, rank: int) -> tuple[bool, Any]:
+        if not self._answers[rank].poll(TIMEOUT_SECONDS):
+            raise AssertionError(f"rank {rank} has not answered within {TIMEOUT_SECONDS} s")
+        try:
+            return self._answers[rank].recv()
+        except EOFError:
+            return False, f"rank {rank} died with exit code {self._processes[rank].exitcode}"
 
     def close(self) -> None:
         for tasks in self._tasks:
@@ -46,7 +58,7 @@ class Gang:
             process.kill()
 
 
-def _wait_for_tasks(tasks: Any, results: Any) -> None:
+def _wait_for_tasks(tasks: Any, answers: Any) -> None:
     torch.set_num_threads(1)
     while (task := tasks.get()) is not None:
         function, args, rank, world_size, store = task
@@ -54,8 +66,8 @@ def _wait_for_tasks(tasks: Any, results: Any) -> None:
         try:
             value = function(*args)
             dist.barrier()  # a worker that leaves early aborts the group
-            results.put((True, value))
+            answers.send((True, value))
         except BaseException:
-            results.put((False, traceback.format_exc()))
+            answers.send((False, traceback.format_exc()))
         finally:
             dist.destroy_process_group()

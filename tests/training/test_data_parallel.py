@@ -47,7 +47,7 @@ class Small(Family):
         torch.manual_seed(seed)
         self.net = nn.Sequential(nn.Linear(FEATURES, 12), nn.Tanh(), nn.Linear(12, CLASSES)).to(dtype)
 
-    def require_fitting(self, data: DataShape, url: str) -> None:
+    def require_fitting(self, data: DataShape, url: str, split: str | None = None) -> None:
         """Any data will do."""
 
     def loss(self, phase: str, batch: Batch, ctx: Context) -> PhaseOutput:
