@@ -77,6 +77,8 @@ def shortened(line: str) -> list[str]:
             "reconstructor.train.steps=4",
             "reconstructor.train.warmup_steps=0",
         ]
+    if "pbt" in words:
+        more += ["--trials", "4", "pbt.interval_steps=2"]
     if words[0] in ("run", "prepare", "train", "sweep") and "--workers" not in words:
         more += ["--workers", "0"]
     return kept + more
