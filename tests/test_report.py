@@ -144,7 +144,7 @@ def test_tables_hold_their_cells_and_one_row_stands_out(page: str) -> None:
 
 
 def test_charts_have_names_labels_and_a_caption(page: str) -> None:
-    for text in ("<h3>ROC &amp; more</h3>", "Unseen people."):
+    for text in ('<h3>ROC &amp; more <span class="note">', "Unseen people."):
         assert page.count(text) == 2
     for label in ("false accept rate", "true accept rate", "ours", "trials"):
         assert len(re.findall(rf"<text[^>]*>{label}</text>", page)) == 2, label

@@ -51,7 +51,7 @@ def render(title: str, summary: str, exhibits: Sequence[Exhibit], command: str, 
         scores=[_score(score) for _, found in findings for score in found.scores],
         tables=[_table(table) for _, found in findings for table in found.tables],
         charts=[
-            {"chart": chart, "svg": chart_svg(chart, f"{each.stage}-chart-{place}")}
+            {"chart": chart, "stage": each.stage, "svg": chart_svg(chart, f"{each.stage}-chart-{place}")}
             for each, found in findings
             for place, chart in enumerate(found.charts)
         ],
