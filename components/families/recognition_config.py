@@ -55,8 +55,7 @@ class RecognitionConfig(Config):
     annealing: Annealing | None = Field(None, description="L-Softmax and SphereFace; none: the papers'")
     sample_rate: float = Field(1.0, gt=0, le=1, description="share of the other classes in a step's softmax")
     move_unsampled: bool = Field(
-        False,
-        description="momentum and weight decay move the rows that a step left out; learns faster with AdamW, costs time with millions",
+        True, description="momentum and weight decay move the rows that a step left out; false is cheaper with millions, and learns slower"
     )
     flip_test: bool = Field(True, description="an embedding is of the picture and its mirror image")
     threshold: float | None = Field(None, ge=-1, le=1, description="cosine from which two pictures count as one identity")
@@ -81,8 +80,8 @@ class RecognitionConfig(Config):
             raise ValueError(f"backbone=gabor reads grey pictures, these have {self.image_channels} channels; prepare with channels=1")
         if self.virtual_reach is not None and self.virtual_identities == 1:
             raise ValueError(f"virtual_reach={self.virtual_reach} has no effect with virtual_identities=1; leave it out")
-        if self.move_unsampled and self.sample_rate == 1:
-            raise ValueError("move_unsampled=True has no effect with sample_rate=1; leave it out")
+        if not self.move_unsampled and self.sample_rate == 1:
+            raise ValueError("move_unsampled=False has no effect with sample_rate=1; leave it out")
         if self.annealing is not None and self.loss not in ("l_softmax", "sphereface"):
             raise ValueError(f"annealing has no effect on loss={self.loss}; leave it out")
         if self.margin_warmup_steps and not DEFAULT_MARGINS[self.loss]:

@@ -45,7 +45,10 @@ def make_job(tmp_path: Path, small_data_folders: dict[str, Path]):
 
 VARIANTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "sampled, sgd": ({"sample_rate": 0.3}, {"optimizer": {"name": "sgd", "lr": 1e-2, "momentum": 0.9, "weight_decay": 1e-2}}),
-    "sampled, all rows move": ({"sample_rate": 0.3, "move_unsampled": True}, {"optimizer": {"name": "sgd", "lr": 1e-2, "momentum": 0.9}}),
+    "sampled, only those rows move": (
+        {"sample_rate": 0.3, "move_unsampled": False},
+        {"optimizer": {"name": "sgd", "lr": 1e-2, "momentum": 0.9}},
+    ),
     "softmax with biases": ({"loss": "softmax", "scale": None, "m3": None, "sample_rate": 0.5}, {"optimizer": {"name": "sgd", "lr": 1e-2}}),
     "augmented, normalised": (
         {
@@ -81,7 +84,10 @@ def test_three_workers_agree_with_one(make_job, gang: Gang, variant: str) -> Non
 
 
 def test_adam_on_sampled_rows_goes_on_with_another_number_of_workers(make_job, gang: Gang) -> None:
-    model, train = {"sample_rate": 0.3}, {"optimizer": {"lr": 1e-3, "eps": 1e-3}}  # a large eps: Adam magnifies the last bits of sums
+    model, train = (
+        {"sample_rate": 0.3, "move_unsampled": False},
+        {"optimizer": {"lr": 1e-3, "eps": 1e-3}},
+    )  # a large eps: Adam magnifies the last bits of sums
     job = make_job("moved", model, **train)
     gang.run(killed_on_worker, 2, job, 3)
     gang.run(on_worker, 3, job)
@@ -122,7 +128,7 @@ DECAYING = [{"lr": 1e-2, "weight_decay": 0.1}, {"name": "sgd", "lr": 1e-2, "mome
 
 @pytest.mark.parametrize("optimizer", DECAYING)
 @pytest.mark.parametrize("moves", [False, True])
-def test_only_sampled_rows_move_unless_asked(make_job, tmp_path: Path, optimizer: dict[str, Any], moves: bool) -> None:
+def test_rows_of_classes_left_out_move_or_stay_as_asked(make_job, tmp_path: Path, optimizer: dict[str, Any], moves: bool) -> None:
     images, labels = shipped_images("train", 4000)
     kept = (labels < 2) | (np.arange(4000) % 50 == 0)  # most batches show few of the classes
     columns = {"image": Column(dtype="uint8", shape=(1, 28, 28)), "label": Column(dtype="int64")}
@@ -214,7 +220,7 @@ def test_margins_grow_and_scales_follow_the_number_of_classes() -> None:
         ({"loss": "adacos", "scale": 10.0}, "scale"),
         ({"loss": "normface", "margin_warmup_steps": 5}, "margin_warmup_steps"),
         ({"loss": "arcface", "annealing": {"floor": 1.0}}, "annealing"),
-        ({"move_unsampled": True}, "move_unsampled"),
+        ({"move_unsampled": False}, "move_unsampled"),
         ({"backbone": "resnet18", "widths": (8,), "depths": (1,)}, "widths"),
         ({"widths": (8,)}, "depths"),
         ({"threshold": 0.4}, "false_accept_rate"),

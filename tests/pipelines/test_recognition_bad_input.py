@@ -132,7 +132,7 @@ OPTIONS = [
     ),
     Case("annealing for ArcFace", (*FRESH, "model.annealing={floor: 1}"), ("annealing", "no effect on loss=arcface")),
     Case("annealing below 0", (*FRESH, "model.loss=sphereface", "model.annealing={floor: -1}"), ("annealing.floor=-1",)),
-    Case("moves without sampling", (*FRESH, "model.move_unsampled=true"), ("move_unsampled", "sample_rate=1")),
+    Case("keeps rows without sampling", (*FRESH, "model.move_unsampled=false"), ("move_unsampled", "sample_rate=1")),
     Case("widths for ResNet", (*FRESH, "model.backbone=resnet18", "model.widths=[8]", "model.depths=[1]"), ("widths", "resnet18")),
     Case("widths without depths", (*FRESH, "model.widths=[8,16]"), ("widths=(8, 16)", "depths=(1, 1, 1)")),
     Case("reach without identities", (*FRESH, "model.virtual_reach=0.1"), ("virtual_reach=0.1", "virtual_identities=1")),
