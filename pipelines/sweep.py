@@ -24,7 +24,6 @@ from components.report.page import Exhibit, render
 from components.report.sweep import TRIALS
 from components.sweep.space import text
 from components.training.job import build
-from components.training.randomness import LANE
 from pipelines.population_guide import PopulationGuide
 from pipelines.reporting import PAGE
 from pipelines.settings import Training
@@ -128,7 +127,7 @@ def _require_known_score(config: SweepConfig, sources: dict[str, Source]) -> Non
     data = sources["data"].url
     children = {name: source.url for name, source in sources.items() if name != "data"}
     model = build(training_job(config.base, data, "", children), Dataset.open(data, "train"))
-    scores = evaluate(model, Dataset.open(data, config.train.held_out), limit=LANE)
+    scores = evaluate(model, Dataset.open(data, config.train.held_out))  # all rows: pairs of identities need them
     known = [name for name, value in scores.items() if isinstance(value, float)]
     if config.judge.score not in known:
         raise UserError(f"judge.score={config.judge.score!r} is no score of {config.family}; {did_you_mean(config.judge.score, known)}")

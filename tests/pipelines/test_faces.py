@@ -76,7 +76,7 @@ def test_the_sweeps_best_settings_are_trained_and_get_a_threshold(made: dict[str
     assert {"model.m3": model.config.m3, "model.scale": model.config.scale} == best
     assert model.config.false_accept_rate == 0.05
     assert model.config.threshold is not None
-    assert trials["judge"]["score"] == "eer"
+    assert trials["judge"]["score"] == "auc"
 
 
 def test_the_report_has_methods_curves_and_trials(made: dict[str, Artifact]) -> None:
