@@ -14,6 +14,7 @@ from components import storage
 from components.errors import UserError
 from components.report.numbers import duration, figure
 from pipelines.catalogue import PIPELINES, find_pipeline
+from pipelines.cluster_command import cluster
 from pipelines.face_commands import faces
 from pipelines.options import (
     AddressOption,
@@ -37,6 +38,7 @@ from pipelines.workers import Workers
 
 app = typer.Typer(rich_markup_mode=None, add_completion=False, pretty_exceptions_enable=False)
 app.add_typer(faces, name="faces")
+app.add_typer(cluster, name="cluster")
 
 
 def main(argv: list[str] | None = None) -> int:
