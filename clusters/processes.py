@@ -52,7 +52,9 @@ def family_of(known: Iterable[Process], mark: str, sessions: Iterable[int] = ())
     known = set(known)
     roots = [row for row in table.values() if row.process in known]
     inside = ({row.session for row in roots} | set(sessions)) - {os.getsid(0)}
-    found = {row.process.pid for row in table.values() if row.process in known or row.session in inside or _is_marked(row.process.pid, mark)}
+    found = {
+        row.process.pid for row in table.values() if row.process in known or row.session in inside or _is_marked(row.process.pid, mark)
+    }
     grown = True
     while grown:
         children = {row.process.pid for row in table.values() if row.parent in found} - found

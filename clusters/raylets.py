@@ -114,7 +114,7 @@ class Raylets:
 
     def is_up(self) -> bool:
         """Whether any process of it lives, or it is being started."""
-        return is_alive(self.starter) and not self.nodes or bool(self._family(set()))
+        return (is_alive(self.starter) and not self.nodes) or bool(self._family(set()))
 
     def close(self) -> int:
         """Ends every process of the cluster and no other, and removes its folder; returns how many it ended."""
@@ -209,7 +209,9 @@ def _make_folder(name: str) -> Path:
     folder.parent.mkdir(mode=0o700, exist_ok=True)
     if (found := Raylets.find(name)) is not None:
         if found.is_up():
-            raise UserError(f"cluster {name} is up already at {found.address}; end it with `raymill cluster down --name {name}`, or give another --name")
+            raise UserError(
+                f"cluster {name} is up already at {found.address}; end it with `raymill cluster down --name {name}`, or give another --name"
+            )
         found.close()
     try:
         folder.mkdir(mode=0o700)
