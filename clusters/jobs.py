@@ -323,4 +323,4 @@ def _no_entry(url: str) -> UserError:
 
 
 def _brief(error: object) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__
+    return " ".join(str(error).split())[:120] or type(error).__name__

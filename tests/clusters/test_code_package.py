@@ -32,7 +32,9 @@ def plant(root: Path, *names: str) -> None:
 def test_only_what_is_installed_travels(checkout: Path) -> None:
     plant(checkout, "pipelines/presets/tokens.yaml", "components/report/page.html", "components/data/reader.py")
     plant(checkout, ".env", "data/x.arrow", "store/artifacts/a/model.safetensors", "secret.py", "datasets/d.py", "benchmarks/b.py")
-    plant(checkout, "components/.env", "components/key.pem", "clusters/values.yaml", "clusters/.hidden/a.py", "pipelines/weights.safetensors")
+    plant(
+        checkout, "components/.env", "components/key.pem", "clusters/values.yaml", "clusters/.hidden/a.py", "pipelines/weights.safetensors"
+    )
     plant(checkout, "components/__pycache__/a.py", "components/credentials", "pipelines/notes.txt")
     os.symlink(checkout / "secret.py", checkout / "components" / "linked.py")
     files = {str(file) for file in code_files(checkout)}

@@ -126,6 +126,23 @@ def test_a_cut_connection_loses_and_repeats_nothing(raylets: Raylets) -> None:
     assert [line for line in told if "answers again" in line]
 
 
+def test_who_leaves_does_not_end_the_job(raylets: Raylets) -> None:
+    from ray.job_submission import JobSubmissionClient
+
+    from clusters.jobs import Jobs
+
+    job_id = JobSubmissionClient().submit_job(entrypoint=shlex.join([sys.executable, "-c", TALK]))
+    command = [sys.executable, "-m", "pipelines.cli", "logs", job_id, "--follow"]
+    following = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert following.stdout is not None
+    assert following.stdout.readline() == "line 0\n"
+    following.send_signal(signal.SIGINT)
+    _, err = following.communicate(timeout=60)
+    assert following.returncode == 130
+    assert f"left job {job_id} running" in err
+    assert Jobs(None).follow(job_id, lambda text: None).code == 0
+
+
 def test_a_killed_job_is_submitted_again_and_a_stopped_one_is_not(
     raylets: Raylets, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -15,7 +15,9 @@ from clusters.processes import end, family_of, is_alive, this_process
 MARK = "RAYMILL_TEST_MARK=planted"
 SLEEP = "import time; time.sleep(600)"
 # starts a child in its own session and leaves it, as a daemon does, and then sleeps or ends
-PARENT = f"import subprocess, sys, time; print(subprocess.Popen([sys.executable, '-c', {SLEEP!r}], start_new_session=%s).pid, flush=True); %s"
+PARENT = (
+    f"import subprocess, sys, time; print(subprocess.Popen([sys.executable, '-c', {SLEEP!r}], start_new_session=%s).pid, flush=True); %s"
+)
 
 
 @pytest.fixture
