@@ -114,8 +114,8 @@ class _RemoteLease(Lease):
         if self.lost:
             owner = _owner(storage.read_version(self.url, patience))
             raise LeaseLost(
-                f"the lock {self.url} was lost to {owner}: it was not renewed for {self._content.seconds:g} s, as this process was stopped or "
-                "cut off; run the command again, it goes on from what is there"
+                f"the lock {self.url} was lost to {owner}: it was not renewed in {self._content.seconds:g} s, as this process was stopped "
+                "or cut off; run the command again, it goes on from what is there"
             )
 
     def _write(self, patience: float | None) -> None:

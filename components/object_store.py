@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from typing import Any
 
-from components.s3_client import code, request, status
+from components.s3_client import code, may_pass, request, status
 
 RANGE_BYTES = 8 * 2**20  # one request of a streamed read
 PART_BYTES = 8 * 2**20  # one request of an upload; S3 takes 5 MiB or more, and at most 10,000 parts
@@ -118,10 +118,8 @@ def remove(path: str) -> None:
 def abandon_uploads(path: str) -> None:
     """Removes the parts of uploads to below the prefix that a killed process never completed; the caller knows that none is under way."""
     bucket, key = _split(path)
-    found = request("list_multipart_uploads", Bucket=bucket, Prefix=f"{key}/")
-    for each in found.get("Uploads", []):
-        with suppress(FileNotFoundError):
-            request("abort_multipart_upload", Bucket=bucket, Key=each["Key"], UploadId=each["UploadId"])
+    for upload in _uploads(bucket, f"{key}/"):
+        _abort(upload)
 
 
 def read_version(path: str, patience: float | None = None) -> Version | None:
@@ -243,7 +241,7 @@ def _write(path: str, length: int, read: ReadPart) -> None:
 def _write_parts(bucket: str, key: str, length: int, read: ReadPart) -> None:
     step = max(PART_BYTES, -(-length // MAX_PARTS))
     target: dict[str, Any] = {"Bucket": bucket, "Key": key}
-    target["UploadId"] = request("create_multipart_upload", **target)["UploadId"]
+    target["UploadId"] = _begin_parts(bucket, key)
 
     def send(number: int) -> dict[str, Any]:
         data = read((number - 1) * step, step)
@@ -257,10 +255,38 @@ def _write_parts(bucket: str, key: str, length: int, read: ReadPart) -> None:
     except BaseException:
         senders.shutdown(cancel_futures=True)  # a part that arrives after the end of its upload would stay for ever
         with suppress(Exception):  # what went wrong before is the news
-            request("abort_multipart_upload", patience=ABORT_PATIENCE_SECONDS, **target)
+            _abort(target, ABORT_PATIENCE_SECONDS)
         raise
     finally:
         senders.shutdown()
+
+
+def _begin_parts(bucket: str, key: str) -> str:
+    """Id of a new upload, the only one to this key: a lost answer leaves an upload that nobody knows.
+
+    Another writer whose upload goes with it begins again, as after any loss of it.
+    """
+    try:
+        return str(request("create_multipart_upload", 0.0, Bucket=bucket, Key=key)["UploadId"])
+    except Exception as error:
+        if not may_pass(error):
+            raise
+    begun = str(request("create_multipart_upload", Bucket=bucket, Key=key)["UploadId"])
+    for upload in _uploads(bucket, key):
+        if upload["Key"] == key and upload["UploadId"] != begun:
+            _abort(upload)
+    return begun
+
+
+def _uploads(bucket: str, prefix: str) -> list[dict[str, Any]]:
+    """Uploads that were begun and neither completed nor aborted: Bucket, Key and UploadId of each."""
+    found = request("list_multipart_uploads", Bucket=bucket, Prefix=prefix)
+    return [{"Bucket": bucket, "Key": each["Key"], "UploadId": each["UploadId"]} for each in found.get("Uploads", [])]
+
+
+def _abort(upload: dict[str, Any], patience: float | None = None) -> None:
+    with suppress(FileNotFoundError):
+        request("abort_multipart_upload", patience, **upload)
 
 
 def _head(path: str) -> dict[str, Any]:

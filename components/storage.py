@@ -188,7 +188,7 @@ def download(url: str, local_file: str) -> None:
 
 
 def upload_folder(local: str, url: str, last: str, before_last: Callable[[], None] = lambda: None) -> None:
-    """Copies every file below the local folder, `last` (a relative path) after all others: it is the commit, which `before_last` may stop."""
+    """Copies every file below the local folder, `last` (a relative path) after all others: the commit. `before_last` may raise."""
     files = list_files(local)
     assert last in files, f"{local} holds no {last} to commit with"
     for file in [f for f in files if f != last]:
