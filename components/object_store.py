@@ -87,15 +87,21 @@ def file_sizes(path: str) -> dict[str, int]:
     return {each["Key"].removeprefix(below): int(each["Size"]) for each in objects if not each["Key"].endswith("/")}
 
 
-def list_names(path: str, most: int | None = None) -> list[str]:
-    """Names directly below the prefix, sorted; at most one page of `most` when it is given."""
+def holds_objects(path: str) -> bool:
+    """Whether there is an object below the prefix. A listing by names may show folders that a server keeps for a while after their end."""
+    try:
+        return any(page.get("Contents") for page in _pages(path, MaxKeys=1))
+    except FileNotFoundError:
+        return False
+
+
+def list_names(path: str) -> list[str]:
+    """Names directly below the prefix, sorted."""
     below = _split(path)[1] + "/" if "/" in path else ""
     names: set[str] = set()
     try:
-        for page in _pages(path, Delimiter="/", **({} if most is None else {"MaxKeys": most})):
+        for page in _pages(path, Delimiter="/"):
             names |= {each["Key"] for each in page.get("Contents", [])} | {each["Prefix"] for each in page.get("CommonPrefixes", [])}
-            if most is not None:
-                break
     except FileNotFoundError:
         return []
     return sorted({name.removeprefix(below).strip("/") for name in names} - {""})

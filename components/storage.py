@@ -44,7 +44,7 @@ def exists(url: str) -> bool:
     with _failures("look at", url):
         if not is_remote(url):
             return os.path.exists(_local(url))
-        return object_store.size(_key(url)) is not None or bool(object_store.list_names(_key(url), most=1))
+        return object_store.size(_key(url)) is not None or object_store.holds_objects(_key(url))
 
 
 def size(url: str) -> int | None:
