@@ -29,7 +29,7 @@ def prepare_data(
     from clusters.preprocess import prepare
 
     def progress(done: int, total: int, rows: int) -> None:
-        report({"step": done, "steps": total})
+        report({"step": done, "steps": total, "shards": {"done": done, "total": total, "rows": rows}})
 
     return prepare(source, out, config, workers.connect(), progress, waiting)
 
