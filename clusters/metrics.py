@@ -163,6 +163,9 @@ class HubActor:
         self._hub.schedule(name, None if text is None else ScheduleState.model_validate_json(text))
         self.url()
 
+    def close(self) -> None:
+        self._server.close()
+
     def url(self) -> str:
         self._url = self._url or self._server.enter_context(serve_metrics(self._hub, *endpoint()))
         return self._url

@@ -1,0 +1,122 @@
+"""One hub for a whole cluster: real drivers share it, a real Prometheus asks it, and its death costs nothing but time."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from benchmarks.kill import descendants
+from clusters.scrape import DASHBOARD, RULES, scrape_config
+from clusters.session import ray_cluster
+from tests.prometheus import Prometheus, free_port, needs_prometheus, prometheus
+
+pytestmark = [pytest.mark.ray, needs_prometheus]
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def port() -> int:
+    return free_port()
+
+
+@pytest.fixture(scope="module")
+def address() -> Iterator[str]:
+    with ray_cluster(None, cpus=2):
+        import ray
+
+        yield ray.get_runtime_context().gcs_address
+
+
+@pytest.fixture(scope="module")
+def server(port: int, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]:
+    folder = tmp_path_factory.mktemp("prometheus")
+    (folder / "prometheus.yml").write_text(yaml.safe_dump(scrape_config([f"127.0.0.1:{port}"], str(folder / "none.json"), interval="1s")))
+    with prometheus(folder / "prometheus.yml", folder) as server:
+        yield server
+
+
+@pytest.fixture
+def drivers(address: str, port: int, tmp_path: Path) -> Iterator[list[subprocess.Popen[str]]]:
+    """Processes that tests start; those that are left at the end are killed."""
+    started: list[subprocess.Popen[str]] = []
+    yield started
+    for driver in started:
+        driver.kill()
+        driver.communicate()
+
+
+def train(data: Path, store: Path, address: str, port: int, **options: Any) -> subprocess.Popen[str]:
+    settings = {"train.batch_size": 32, "train.log_every": 5, "train.checkpoint_every": 10, "model.widths": "[4]", "model.feature_dim": 4}
+    words = [f"{key}={value}" for key, value in (settings | options).items()]
+    command = ["train", "classifier", str(data), *words, "--address", address, "--workers", "1", "--store", str(store), "--json"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "RAYMILL_METRICS_PORT": str(port)}
+    return subprocess.Popen(
+        [sys.executable, "-m", "pipelines.cli", *command], env=environment, cwd=store.parent, stdout=subprocess.PIPE, text=True
+    )
+
+
+def hub_process() -> int:
+    """The process of the hub's actor."""
+    (pid,) = [pid for pid, line in descendants(os.getpid()).items() if line.startswith("ray::HubActor")]
+    return pid
+
+
+def runs(server: Prometheus, state: str) -> set[str]:
+    return {found["run"] for found in server.query(f'raymill_run_state{{state="{state}"}} == 1')}
+
+
+def test_two_drivers_share_a_hub_that_prometheus_asks_and_that_may_die(
+    address: str, port: int, server: Prometheus, drivers: list[subprocess.Popen[str]], small_data_folders: dict[str, Path], tmp_path: Path
+) -> None:
+    data = small_data_folders["images"]
+    drivers += [train(data, tmp_path / f"store{seed}", address, port, **{"train.steps": 100_000, "train.seed": seed}) for seed in (1, 2)]
+    server.wait_for("count(raymill_training_last_checkpoint_step >= 10) == 2")
+    names = runs(server, "running")
+    assert len(names) == 2
+    for metric in ("loss", "samples_per_second", "step_duration_seconds", "peak_memory_bytes", "workers", "data_wait_seconds_total"):
+        found = server.query(f'raymill_training_{metric}{{family="classifier"}}')
+        assert {(one["run"], one["stage"], one["job"]) for one in found} == {(name, "classifier", "raymill") for name in names}
+    age = server.query("time() - raymill_training_last_checkpoint_timestamp_seconds")
+    assert all(0 <= one["value"] < 120 for one in age)
+    assert [one["value"] for one in server.query("raymill_stage_restarts_total")] == [0, 0]
+
+    for expression in every_expression():
+        server.query(expression)
+
+    os.kill(hub_process(), signal.SIGKILL)
+    server.wait_for('up{job="raymill"} == 0')
+    server.wait_for('up{job="raymill"} == 1 and on () count(raymill_run_state{state="running"} == 1) == 2')
+    assert runs(server, "running") == names
+    assert [driver.poll() for driver in drivers] == [None, None]
+
+
+def every_expression() -> list[str]:
+    """What the rules and the dashboard ask, with its variables filled in."""
+    rules = [rule["expr"] for group in yaml.safe_load(RULES.read_text())["groups"] for rule in group["rules"]]
+    shown = [target["expr"] for panel in json.loads(DASHBOARD.read_text())["panels"] for target in panel.get("targets", ())]
+    return [re.sub(r"\$(run|family)\b", ".*", text).replace("$__range", "1h") for text in rules + shown]
+
+
+def test_a_run_that_ends_says_so_before_its_driver_leaves(
+    address: str, port: int, server: Prometheus, drivers: list[subprocess.Popen[str]], small_data_folders: dict[str, Path], tmp_path: Path
+) -> None:
+    before = {one["outcome"]: one["value"] for one in server.query("raymill_runs_total")}
+    drivers.append(train(small_data_folders["images"], tmp_path / "store", address, port, **{"train.steps": 20}))
+    out, _ = drivers[-1].communicate(timeout=240)
+    assert drivers[-1].returncode == 0, out
+    server.wait_for(f'raymill_runs_total{{outcome="finished"}} == {before.get("finished", 0) + 1}', 10)
+    (name,) = runs(server, "finished")
+    (done,) = server.query(f'raymill_stage_steps_done{{run="{name}"}}')
+    assert done["value"] == 20
+    assert not [line for line in out.splitlines() if not line.startswith("{")]
