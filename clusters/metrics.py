@@ -32,6 +32,7 @@ HOST, PORT = "RAYMILL_METRICS_HOST", "RAYMILL_METRICS_PORT"
 ACTOR, NAMESPACE = "raymill-metrics", "raymill"
 TELL_SECONDS = 1.0  # at most one state a second
 HEARTBEAT_SECONDS = 15.0  # and one in so many when nothing changes
+RETRY_SECONDS = 60.0  # at most between two tries after failures
 ANSWER_SECONDS, FAREWELL_SECONDS = 30.0, 3.0
 
 Send = Callable[[str], None]  # takes a RunState as JSON
@@ -76,15 +77,16 @@ def told(state: Callable[[], RunState], send: Send) -> Iterator[None]:
 
 
 def _tell(state: Callable[[], RunState], send: Send, stop: threading.Event) -> None:
-    before, at, last = "", 0.0, False
+    before, at, wait, last = "", 0.0, TELL_SECONDS, False
     while not last:
-        last = stop.wait(TELL_SECONDS)
+        last = stop.wait(wait)
         try:
             text = state().model_dump_json()
             if last or text != before or time.monotonic() - at > HEARTBEAT_SECONDS:
                 send(text)
-                before, at = text, time.monotonic()
+                before, at, wait = text, time.monotonic(), TELL_SECONDS
         except Exception as error:  # whatever it is, training must not notice
+            wait = min(2 * wait, RETRY_SECONDS)  # each try may start a process on the head node
             logger.info("metrics were not taken: %s", error)
 
 

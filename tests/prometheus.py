@@ -49,7 +49,7 @@ class Prometheus:
         answer = json.loads(get(f"{self._url}/api/v1/query?" + urllib.parse.urlencode({"query": expression})))
         return [{**found["metric"], "value": float(found["value"][1])} for found in answer["data"]["result"]]
 
-    def wait_for(self, expression: str, seconds: float = 90.0) -> list[dict[str, Any]]:
+    def wait_for(self, expression: str, seconds: float = 300.0) -> list[dict[str, Any]]:
         """The first answer that is not empty."""
         deadline = time.monotonic() + seconds
         while not (found := self.query(expression)):
