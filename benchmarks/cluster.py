@@ -2,7 +2,7 @@
 
     python -m benchmarks.cluster [--compare] [key=value ...]
 
-Data and store are on S3, `raymill submit -- run tokens` goes through the Jobs API behind a token, and Prometheus asks the cluster's endpoint
+Data and store are on S3, `raymill submit -- run tokens` goes through the Jobs API behind a token, and Prometheus asks
 all the while. Then it is looked at: the report, the samples and every artifact on S3, each expected series in Prometheus, the alert rules
 and the configuration with promtool. With --compare the same job runs here alone too, and must come to the same bytes of weights and data.
 """
