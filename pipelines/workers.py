@@ -8,12 +8,12 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 from components.errors import UserError
+from pipelines.watching import JOB, Watched
 
 if TYPE_CHECKING:
     from clusters.train import WorkerGroup
     from components.sweep.trial import Guide
     from components.training.job import TrainingJob
-    from pipelines.watching import Watched
 
 
 class Workers:
@@ -26,6 +26,7 @@ class Workers:
         if count == 0 and address is not None:
             raise UserError(f"--address {address} has no effect with --workers 0; give the number of workers on that cluster")
         self.count, self.address, self._watched = count, address, watched
+        self._shares_cluster = count > 0 and (address is not None or JOB in os.environ)
         self._session = ExitStack()
         self._connected = False
         self._group: WorkerGroup | None = None
@@ -36,7 +37,7 @@ class Workers:
             from clusters.session import ray_cluster
 
             self._session.enter_context(ray_cluster(self.address, self.count))
-            if self._watched is not None and self.address is not None:
+            if self._watched is not None and self._shares_cluster:
                 from clusters.metrics import told_to_cluster
 
                 self._session.enter_context(told_to_cluster(self._watched.state))
@@ -69,7 +70,7 @@ class Workers:
         run_trials(guide, cpus, gpus, at_most)
 
     def __enter__(self) -> Workers:
-        if self._watched is not None and self.address is None and os.environ.get("RAYMILL_METRICS_PORT"):
+        if self._watched is not None and not self._shares_cluster and os.environ.get("RAYMILL_METRICS_PORT"):
             from clusters.metrics import told_here
 
             self._session.enter_context(told_here(self._watched.state))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from pipelines import watching
 from pipelines.cli import main
 from pipelines.console import Console
 from pipelines.watching import Watched
+from pipelines.workers import Workers
 from tests.pipelines.world import LOCAL, TINY
 from tests.prometheus import free_port, get
 
@@ -130,3 +132,18 @@ def test_rows_that_are_odd_do_no_harm() -> None:
     watched = Watched(Console(quiet=True), "odd")
     watched.reports("a", {"line": "text", "flag": True, "none": None, "bad": float("nan"), "worse": float("inf"), "deep": {"x": 1}})
     assert watched.state().stages["a"].numbers == {"deep.x": 1}
+
+
+@pytest.mark.parametrize("place", ["address", "job"])
+def test_a_run_on_a_shared_cluster_tells_the_clusters_hub_and_serves_nothing_itself(monkeypatch: pytest.MonkeyPatch, place: str) -> None:
+    told: list[str] = []
+    monkeypatch.setenv("RAYMILL_METRICS_PORT", str(port := free_port()))
+    monkeypatch.setattr("clusters.session.ray_cluster", lambda address, cpus: nullcontext())
+    monkeypatch.setattr("clusters.metrics.ClusterHub.run_json", lambda self, text: told.append(text))
+    if place == "job":
+        monkeypatch.setenv(watching.JOB, json.dumps({"metadata": {"job_submission_id": "nightly"}}))
+    with Workers(1, "127.0.0.1:1" if place == "address" else None, Watched(Console(quiet=True), "tokens")) as workers:
+        with pytest.raises(OSError):
+            get(f"http://127.0.0.1:{port}/metrics")
+        workers.connect()
+    assert RunState.model_validate_json(told[-1]).status == "finished"
