@@ -235,7 +235,7 @@ def _failures(action: str, url: str) -> Iterator[None]:
         cause = _cause(error, url)
         if cause is None:
             raise
-        raise UserError(_without_secrets(f"cannot {action} {url}: {cause}")) from None
+        raise UserError(f"cannot {action} {url}: {cause}") from None
 
 
 def _cause(error: Exception, url: str) -> str | None:
@@ -261,10 +261,3 @@ _ADVICE = {
     errno.ENOTDIR: "a part of the path is a file, not a folder",
     errno.EISDIR: "it is a folder, expected a file",
 }
-
-
-def _without_secrets(text: str) -> str:
-    for name in ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"):
-        if secret := os.environ.get(name):
-            text = text.replace(secret, f"<{name}>")
-    return re.sub(r"(?<=//)[^/@\s]+@", "", text)  # user:password@host
