@@ -1,7 +1,7 @@
 """The file that `ray up` makes a cluster on AWS from.
 
-Ray runs in the image, on machines that Ray starts. The token is read from AWS Secrets Manager on each machine, by the name of its secret and
-with the machine's own role, into a file that only the container sees.
+Ray runs in the image, on machines that Ray starts. The token is read from AWS Secrets Manager on each machine, by the name of its
+secret and with the machine's own role, into a file that only the container sees.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from clusters.ports import HEAD_PORT, JOBS_PORT
 
 TOKEN_FOLDER = "/etc/raymill"
 IMAGE_USER = 1000
+SYSTEM_GIB = 40  # of the disk, for the machine itself and the image
 
 
 def ray_up(cluster: ClusterConfig, aws: AWS) -> dict[str, Any]:
@@ -54,13 +55,12 @@ def _bounds(cluster: ClusterConfig, group: NodeGroup) -> dict[str, int]:
 
 
 def _node_type(aws: AWS, machine: Machine, spot: bool) -> dict[str, Any]:
+    disk = {"VolumeSize": SYSTEM_GIB + machine.disk_gib, "VolumeType": "gp3", "Encrypted": True}
     config: dict[str, Any] = {
         "InstanceType": machine.instance_type,
         "ImageId": aws.image_id,
         "IamInstanceProfile": {"Name": aws.instance_profile},
-        "BlockDeviceMappings": [
-            {"DeviceName": "/dev/sda1", "Ebs": {"VolumeSize": 30 + machine.disk_gib, "VolumeType": "gp3", "Encrypted": True}}
-        ],
+        "BlockDeviceMappings": [{"DeviceName": "/dev/sda1", "Ebs": disk}],
         "MetadataOptions": {"HttpTokens": "required", "HttpPutResponseHopLimit": 2},  # one hop more: the role is used inside a container
     }
     if spot:

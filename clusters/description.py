@@ -37,7 +37,7 @@ class Machine(Config):
     gpus: int = Field(default=0, ge=0)
     disk_gib: int = Field(default=50, ge=1)  # for the node cache and what Ray spills
     instance_type: str | None = None  # AWS
-    node_selector: dict[str, str] = {}  # Kubernetes
+    node_selector: dict[str, str] = Field(default_factory=dict)  # Kubernetes
     tolerations: tuple[Toleration, ...] = ()
 
 

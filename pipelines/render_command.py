@@ -9,7 +9,7 @@ import yaml
 
 from components import storage
 from components.errors import UserError
-from pipelines.options import JsonOption, VerboseOption, counted
+from pipelines.options import JsonOption, VerboseOption
 from pipelines.shell import Answer
 
 
@@ -22,7 +22,7 @@ def render(
     json: JsonOption = False,
     verbose: VerboseOption = False,
 ) -> Answer:
-    """Writes the files of a cluster: RayCluster, RayJob, RayCronJob and CronJob for Kubernetes, a file for `ray up`, a scrape configuration.
+    """Writes the files of a cluster: RayCluster, RayJob, RayCronJob and CronJob for Kubernetes, a file for `ray up`, a PodMonitor.
 
     \b
     raymill cluster render clusters/examples/cpu/cluster.yaml
@@ -34,9 +34,7 @@ def render(
         text = f"# {about}\n# Rendered from {description} by `raymill cluster render`: change that file, and render again.\n"
         storage.write_bytes(storage.join(out, name), (text + yaml.safe_dump(values, sort_keys=False, width=140)).encode())
     places = [storage.join(out, name) for name in files]
-    return Answer(
-        {"cluster": description, "files": places}, [f"{out}: {counted(len(places), 'file')}", *(f"  {place}" for place in places)]
-    )
+    return Answer({"cluster": description, "files": places}, places)
 
 
 def manifests(description: str, command: list[str], schedule: str | None, store: str | None) -> dict[str, tuple[str, dict[str, Any]]]:
@@ -55,11 +53,8 @@ def manifests(description: str, command: list[str], schedule: str | None, store:
         raise UserError(f"--store {store} has no effect without --schedule; put the store of a job behind the --, with its command")
     if cluster.aws is not None:
         files["ray-up.yaml"] = ("ray up ray-up.yaml", aws.ray_up(cluster, cluster.require_aws(description)))
-    files["podmonitor.yaml"] = (
-        "For the Prometheus operator: kubectl apply -f podmonitor.yaml",
-        scrape.pod_monitor(cluster.name, cluster.namespace),
-    )
-    return files
+    monitor = scrape.pod_monitor(cluster.name, cluster.namespace)
+    return files | {"podmonitor.yaml": ("For the Prometheus operator: kubectl apply -f podmonitor.yaml", monitor)}
 
 
 def require_command(command: list[str]) -> None:
@@ -75,9 +70,7 @@ def _scheduled(cluster: Any, path: str, store: str | None) -> dict[str, tuple[st
 
     schedule = ScheduleConfig.read(path)
     if schedule.trigger.cron is None:
-        raise UserError(
-            f"{path}: trigger has no cron line, which Kubernetes needs; add one, or run `raymill schedule start` for new data alone"
-        )
+        raise UserError(f"{path}: trigger has no cron line, which Kubernetes needs; add one, or use `raymill schedule start`")
     if store is None or not storage.is_remote(store):
         raise UserError(f"--schedule {path} needs --store s3://..., where all its runs find their state; --store is {store!r}")
     run = ["schedule", "run", schedule.name, "--store", store]
@@ -88,7 +81,7 @@ def _scheduled(cluster: Any, path: str, store: str | None) -> dict[str, tuple[st
             kuberay.ray_cron_job(cluster, *when),
         ),
         "cronjob.yaml": (
-            "Each run is submitted to the cluster of raycluster.yaml. Use this or raycronjob.yaml.",
+            "Runs are submitted to the cluster of raycluster.yaml; use it or raycronjob.yaml.",
             kuberay.cron_job(cluster, *when),
         ),
     }
