@@ -9,9 +9,12 @@ import typer
 
 from components.report.numbers import duration
 from pipelines.options import JsonOption, VerboseOption, counted
+from pipelines.render_command import render
 from pipelines.shell import Answer
 
-cluster = typer.Typer(help="Clusters: one of real raylets on this machine.", rich_markup_mode=None, no_args_is_help=True)
+cluster = typer.Typer(help="Clusters: the files that start one, and one of real raylets on this machine.", rich_markup_mode=None, no_args_is_help=True)
+
+cluster.command()(render)
 
 NameOption = Annotated[str, typer.Option("--name", help="Several clusters stand side by side under their names.")]
 
@@ -20,7 +23,9 @@ NameOption = Annotated[str, typer.Option("--name", help="Several clusters stand 
 def up(
     local: Annotated[int, typer.Option("--local", metavar="NODES", help="How many nodes, each a raylet on this machine.")],
     cpus_per_node: Annotated[int, typer.Option("--cpus-per-node", min=1, help="Logical CPUs of each node.")] = 1,
-    name: NameOption = "local",
+    name: cluster.command()(render)
+
+NameOption = "local",
     json: JsonOption = False,
     verbose: VerboseOption = False,
 ) -> Answer:
@@ -52,7 +57,9 @@ def up(
 
 
 @cluster.command()
-def down(name: NameOption = "local", json: JsonOption = False, verbose: VerboseOption = False) -> Answer:
+def down(name: cluster.command()(render)
+
+NameOption = "local", json: JsonOption = False, verbose: VerboseOption = False) -> Answer:
     """Ends a local cluster: every process that it started, and no other.
 
     \b

@@ -9,11 +9,13 @@ import yaml
 
 from components import storage
 from components.errors import UserError
+from pipelines.job_commands import check_command
 from pipelines.options import JsonOption, VerboseOption
 from pipelines.shell import Answer
 
 
 def render(
+    context: typer.Context,
     description: Annotated[str, typer.Argument(help="A cluster as YAML; clusters/examples has some.")],
     command: Annotated[list[str] | None, typer.Argument(help="After --: a raymill command, for a RayJob.")] = None,
     out: Annotated[str, typer.Option("--out", help="Folder for the files.")] = "manifests",
@@ -22,13 +24,15 @@ def render(
     json: JsonOption = False,
     verbose: VerboseOption = False,
 ) -> Answer:
-    """Writes the files of a cluster: RayCluster, RayJob, RayCronJob and CronJob for Kubernetes, a file for `ray up`, a PodMonitor.
+    """Writes the files of a cluster: RayCluster, RayJob, RayCronJob and CronJob for Kubernetes, `ray up`, Prometheus.
 
     \b
     raymill cluster render clusters/examples/cpu/cluster.yaml
     raymill cluster render cluster.yaml --out manifests -- run tokens --preset full --workers 8 --store s3://bucket/store
     raymill cluster render cluster.yaml --schedule nightly.yaml --store s3://bucket/store
     """
+    if command:
+        check_command(context.find_root().command, command)
     files = manifests(description, command or [], schedule, store)
     for name, (about, values) in files.items():
         text = f"# {about}\n# Rendered from {description} by `raymill cluster render`: change that file, and render again.\n"
@@ -45,7 +49,6 @@ def manifests(description: str, command: list[str], schedule: str | None, store:
     cluster = ClusterConfig.read(description)
     files = {"raycluster.yaml": ("kubectl apply -f raycluster.yaml", kuberay.ray_cluster(cluster))}
     if command:
-        require_command(command)
         files["rayjob.yaml"] = ("A cluster for this one command: kubectl create -f rayjob.yaml", kuberay.ray_job(cluster, command))
     if schedule is not None:
         files |= _scheduled(cluster, schedule, store)
@@ -53,15 +56,8 @@ def manifests(description: str, command: list[str], schedule: str | None, store:
         raise UserError(f"--store {store} has no effect without --schedule; put the store of a job behind the --, with its command")
     if cluster.aws is not None:
         files["ray-up.yaml"] = ("ray up ray-up.yaml", aws.ray_up(cluster, cluster.require_aws(description)))
-    monitor = scrape.pod_monitor(cluster.name, cluster.namespace)
-    return files | {"podmonitor.yaml": ("For the Prometheus operator: kubectl apply -f podmonitor.yaml", monitor)}
-
-
-def require_command(command: list[str]) -> None:
-    """Raises UserError, with the nearest name, when the first word is no command of Raymill."""
-    from pipelines.cli import require_known_command
-
-    require_known_command(command)
+    scraped = scrape.kubernetes_scrape_config(cluster.namespace, rules="/etc/prometheus/alerts.yaml")
+    return files | {"prometheus.yaml": ("For a Prometheus in the same Kubernetes; alerts.yaml lies in clusters/monitoring.", scraped)}
 
 
 def _scheduled(cluster: Any, path: str, store: str | None) -> dict[str, tuple[str, dict[str, Any]]]:
