@@ -32,6 +32,7 @@ from pipelines.options import (
     counted,
     shown,
     table,
+    watched,
 )
 from pipelines.shell import Answer, answer
 from pipelines.store import COMMIT, Store, open_artifact
@@ -119,7 +120,7 @@ def run(
     )
     place = Store(store)
     command = again("run", pipeline, *assignments, preset=preset or chosen.default_preset, config=config)
-    with console(json) as progress, Workers(workers, address) as crew:
+    with watched(json, pipeline) as progress, Workers(workers, address, progress) as crew:
         done = chosen.run(settings, place, crew, progress, command)
     made = [name for name, (_, new) in done.items() if new]
     artifacts = {name: shown(found) | {"made": new} for name, (found, new) in done.items()}
@@ -184,9 +185,11 @@ def prepare(
     from pipelines.settings import configure
 
     settings = configure(PrepareConfig(), {}, None, config, overrides or [])
-    with console(json) as progress, Workers(workers, address) as crew:
+    with watched(json, "prepare") as progress, Workers(workers, address, progress) as crew:
         progress.begins("prepare")
-        index = prepare_data(source, out, settings, crew, lambda row: progress.reports("prepare", row))
+        index = prepare_data(
+            source, out, settings, crew, lambda row: progress.reports("prepare", row), lambda owner: progress.waits("prepare", owner)
+        )
     rows = {split: index.num_rows(split) for split in index.splits}
     shape = {name: list(column.shape) for name, column in index.columns.items()}
     values = {"data": out, "fingerprint": index.fingerprint, "rows": rows, "columns": shape, "classes": list(index.class_names)}
@@ -222,7 +225,7 @@ def train(
         Training.parse({"family": family}, "command line"), family_preset(family, preset or ""), preset, config, assignments
     )
     command = again("train", family, data, *assignments, preset=preset, config=config, with_=with_)
-    with console(json) as progress, Workers(workers, address) as crew:
+    with watched(json, family) as progress, Workers(workers, address, progress) as crew:
         artifact, made = make_model(settings, data, with_ or [], place, crew, progress, command)
     state = "made" if made else "there already; nothing to do"
     values = shown(artifact) | {
