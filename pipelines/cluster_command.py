@@ -12,7 +12,8 @@ from pipelines.options import JsonOption, VerboseOption, counted
 from pipelines.render_command import render
 from pipelines.shell import Answer
 
-cluster = typer.Typer(help="Clusters: the files that start one, and one of real raylets on this machine.", rich_markup_mode=None, no_args_is_help=True)
+ABOUT = "Clusters: the files that start one, and one of real raylets on this machine."
+cluster = typer.Typer(help=ABOUT, rich_markup_mode=None, no_args_is_help=True)
 
 cluster.command()(render)
 
@@ -23,9 +24,7 @@ NameOption = Annotated[str, typer.Option("--name", help="Several clusters stand 
 def up(
     local: Annotated[int, typer.Option("--local", metavar="NODES", help="How many nodes, each a raylet on this machine.")],
     cpus_per_node: Annotated[int, typer.Option("--cpus-per-node", min=1, help="Logical CPUs of each node.")] = 1,
-    name: cluster.command()(render)
-
-NameOption = "local",
+    name: NameOption = "local",
     json: JsonOption = False,
     verbose: VerboseOption = False,
 ) -> Answer:
@@ -57,9 +56,7 @@ NameOption = "local",
 
 
 @cluster.command()
-def down(name: cluster.command()(render)
-
-NameOption = "local", json: JsonOption = False, verbose: VerboseOption = False) -> Answer:
+def down(name: NameOption = "local", json: JsonOption = False, verbose: VerboseOption = False) -> Answer:
     """Ends a local cluster: every process that it started, and no other.
 
     \b
