@@ -61,6 +61,16 @@ def file_sizes(path: str) -> dict[str, int]:
     }
 
 
+def listing(path: str) -> dict[str, tuple[int, float, str]]:
+    """Bytes, time of change and tag of the object, or of every object below the prefix, by path relative to it ('' for itself)."""
+    found = _patiently(lambda: _s3().find(path, detail=True))
+    return {
+        name.removeprefix(path).strip("/"): (int(info["size"]), info["LastModified"].timestamp(), str(info.get("ETag", "")).strip('"'))
+        for name, info in found.items()
+        if (name == path or name.startswith(f"{path}/")) and info["type"] == "file" and not name.endswith("/")
+    }
+
+
 def list_names(path: str) -> list[str]:
     try:
         found = _patiently(lambda: _s3().ls(path, detail=False))

@@ -23,7 +23,6 @@ from components import storage
 from components.config import Config, read_yaml
 from components.errors import did_you_mean
 from pipelines.catalogue import PIPELINES
-from pipelines.settings import PRESETS
 
 CRON_FIELDS = "minute hour day-of-month month day-of-week"
 
@@ -148,13 +147,6 @@ class ScheduleConfig(Config):
             raise ValueError("a web address cannot be listed for new data; give a folder or s3://bucket/prefix")
         storage.is_remote(url)
         return url
-
-    @field_validator("preset")
-    @classmethod
-    def _preset_is_known(cls, name: str | None) -> str | None:
-        if name is not None and name not in PRESETS:
-            raise ValueError(f"unknown preset; {did_you_mean(name, PRESETS)}")
-        return name
 
     @field_validator("set")
     @classmethod
