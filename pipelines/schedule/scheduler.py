@@ -26,7 +26,6 @@ from pipelines.store import Store
 
 HEARTBEAT = ".scheduler.json"
 LOCK = ".scheduler.lock"
-TROUBLE_SECONDS = 5.0  # until a store that could not be reached is tried again
 
 
 @dataclass(frozen=True)
@@ -52,7 +51,7 @@ class Scheduler:
         self.store, self._make_runner, self._observer = store, make_runner, observer or Observer()
         self._clock, self._pace = clock or SystemClock(), pace or Pace()
         self._supervisors: dict[str, Supervisor] = {}
-        self._beaten: datetime | None = None
+        self._next_beat = self._clock.now()
         self._troubles: dict[str, str] = {}
 
     def serve(self, once: bool = False) -> None:
@@ -78,7 +77,7 @@ class Scheduler:
                 self._observer.tell(str(error))
 
     def _act(self, lease: Lease, once: bool) -> None:
-        self._supervisors, self._beaten, self._troubles = {}, None, {}
+        self._supervisors, self._next_beat, self._troubles = {}, self._clock.now(), {}
         runner = self._make_runner()
         try:
             while True:
@@ -96,13 +95,13 @@ class Scheduler:
     def _beat(self, runner: Runner, lease: Lease) -> None:
         """Says that a scheduler is here, and sees which schedules were added, changed or removed."""
         now = self._clock.now()
-        if self._beaten is not None and now < self._beaten + self._pace.heartbeat and not self._troubles:
+        if now < self._next_beat:
             return
         lease.check()
+        self._next_beat = now + self._pace.heartbeat
         with self._trouble(""):
             here: dict[str, Any] = {"host": socket.gethostname(), "pid": os.getpid(), "at": now.isoformat()}
             storage.write_json(self.store.place("schedules", HEARTBEAT), here)
-            self._beaten = now
             present = names(self.store)
             for name in sorted({*present, *self._supervisors}):
                 self._reload(name, runner, lease, now)
@@ -120,13 +119,13 @@ class Scheduler:
 
     def _take_steps(self) -> None:
         for name, supervisor in list(self._supervisors.items()):
-            busy = sum(other.attending for other in self._supervisors.values())
+            busy = sum(other.attending for other in self._supervisors.values() if other is not supervisor)
             with self._trouble(name):
                 supervisor.step(self._clock.now(), may_start=busy < self._pace.most_runs)
 
     @contextmanager
     def _trouble(self, name: str) -> Iterator[None]:
-        """Rides out what a schedule meets, a store out of reach or a damaged file: told once, read anew later; the others go on."""
+        """Rides out what a schedule meets, a store out of reach or a damaged file: told once, read anew at the next beat; the others go on."""
         try:
             yield
             self._troubles.pop(name, None)
@@ -140,8 +139,7 @@ class Scheduler:
 
     def _wake(self, now: datetime) -> datetime:
         times = [supervisor.wake(now, self._pace.watch) for supervisor in self._supervisors.values()]
-        times.append(now + timedelta(seconds=TROUBLE_SECONDS) if self._troubles else (self._beaten or now) + self._pace.heartbeat)
-        return max(now, min(times))
+        return min([self._next_beat, *times])
 
     def _leave(self, runner: Runner) -> None:
         try:

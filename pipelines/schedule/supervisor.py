@@ -68,17 +68,16 @@ class Supervisor:
 
     def wake(self, now: datetime, watch: timedelta) -> datetime:
         """When `step` may have something to do, short of a change by others."""
-        times = [now + watch] if self.attending else []
         due = next_due(self.config.trigger, max(self.state.seen, now))
+        times = [due] if due is not None else []
         waiting, run = self.state.waiting, self.state.run
-        times += [due] if due is not None else []
-        if run is not None and not self.attending:
-            times.append(run.retry or now + watch)
-        elif waiting is not None and run is None:
-            times.append(waiting.until or now + watch)
-        elif self.config.trigger.cron is None and run is None:
-            times.append(self._poll or now + watch)
-        return max(now, min(times))
+        if run is not None:
+            times.append(now if self.attending else run.retry or now)
+        elif waiting is not None:
+            times.append(waiting.until or now)
+        elif self.config.trigger.cron is None:
+            times.append(self._poll or now)
+        return min(time if time > now else now + watch for time in times)  # past: another schedule's run has to end first
 
     def idle(self) -> bool:
         """Whether nothing is on, and nothing waits but for a source to settle or to be there."""

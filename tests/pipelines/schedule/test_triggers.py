@@ -17,14 +17,14 @@ from tests.pipelines.schedule.world import utc
 
 
 def moments(zone: str, year: int, hour: int, minute: int) -> list[datetime]:
-    """Once a day: when the wall clock first shows the time, or jumps over it. Found by walking through every minute of the year."""
+    """Once a day: when the wall clock first shows the time, or jumps over it. Found by walking through the year in steps of ten minutes."""
     found: dict[date, datetime] = {}
     now, end = datetime(year, 1, 1, tzinfo=ZoneInfo(zone)).astimezone(UTC), datetime(year + 1, 1, 1, tzinfo=ZoneInfo(zone)).astimezone(UTC)
     while now < end:
         wall = now.astimezone(ZoneInfo(zone))
         if (wall.hour, wall.minute) >= (hour, minute) and wall.date() not in found:
             found[wall.date()] = now
-        now += timedelta(minutes=1)
+        now += timedelta(minutes=10)
     return list(found.values())
 
 

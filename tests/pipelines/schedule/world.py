@@ -34,9 +34,10 @@ class Clock:
 
     def sleep_until(self, when: datetime) -> None:
         assert when >= self.time
+        while self.at and self.at[0][0] <= when:
+            self.time, act = self.at.pop(0)
+            act()
         self.time = max(when, self.time + timedelta(milliseconds=1))
-        while self.at and self.at[0][0] <= self.time:
-            self.at.pop(0)[1]()
         if self.time >= self.end:
             raise Over
 
