@@ -21,8 +21,8 @@ from components.data.dataset import Dataset
 from components.data.identities import IdentityFold, split_identities
 from components.data.loader import evaluation_batches
 from components.evaluation.calibration import embeddings
+from components.evaluation.recognition_report import untrained
 from components.evaluation.verification import pooled_verification_scores
-from components.evaluation.verification_baselines import pca_embeddings, pixel_embeddings
 from components.families.model_folder import load_model
 from components.families.recognition import Recognition
 from components.training.job import TrainingJob
@@ -32,7 +32,7 @@ from pipelines.preparing import align_people
 from pipelines.settings import Training, configure
 from pipelines.workers import Workers
 
-FOLDS = 5
+FOLDS, SIDE = 5, 28
 Fold = tuple[torch.Tensor, torch.Tensor]  # embeddings and labels of the people tested
 
 
@@ -51,20 +51,14 @@ def trained(name: str, settings: dict[str, Any], data: list[str], scratch: str, 
     return folds, seconds
 
 
-def untrained(data: list[str], components: int | None) -> list[Fold]:
-    """Raw pixels, averaged over 2 x 2, or their principal components fitted on the fold's training pictures."""
-    folds = []
+def baselines(data: list[str]) -> dict[str, list[Fold]]:
+    """The methods that need no training, on pictures averaged over 2 x 2."""
+    folds: dict[str, list[Fold]] = {}
     for url in data:
-        known, unseen = (_small(url, split) for split in ("train", "test"))
-        vectors = pixel_embeddings(unseen[0]) if components is None else pca_embeddings(known[0], unseen[0], components)
-        folds.append((vectors, unseen[1]))
+        labels = torch.cat([batch["label"] for batch in evaluation_batches(Dataset.open(url, "test"), 256)])
+        for name, vectors in untrained(url, SIDE).items():
+            folds.setdefault(name, []).append((vectors, labels))
     return folds
-
-
-def _small(url: str, split: str) -> Fold:
-    batches = list(evaluation_batches(Dataset.open(url, split), 256))
-    images = torch.cat([batch["image"] for batch in batches]).float() / 255
-    return torch.nn.functional.avg_pool2d(images, 2), torch.cat([batch["label"] for batch in batches])
 
 
 def main(people: str, seeds: int = 1, workers: int = 2) -> Table:
@@ -74,10 +68,7 @@ def main(people: str, seeds: int = 1, workers: int = 2) -> Table:
         data = [f"{scratch}/fold-{fold}" for fold in range(FOLDS)]
         for fold, url in enumerate(data):
             split_identities(f"{scratch}/aligned", url, IdentityFold(fold=fold, folds=FOLDS))
-        rows: list[tuple[str, list[Fold], list[float]]] = [
-            ("raw pixels", untrained(data, None), [0.0]),
-            ("PCA, 60 components", untrained(data, 60), [0.0]),
-        ]
+        rows: list[tuple[str, list[Fold], list[float]]] = [(name, folds, [0.0]) for name, folds in baselines(data).items()]
         for seed in range(seeds):
             for name in ("softmax", "usual"):
                 settings: Training = getattr(configure(FACES.config(), FACES.presets["base"], "base", None, []), name)

@@ -10,11 +10,14 @@ from typing import Annotated, Any
 
 import typer
 
+from clusters.code_package import require_version
 from components import storage
 from components.errors import UserError
 from components.report.numbers import duration, figure
 from pipelines.catalogue import PIPELINES, find_pipeline
+from pipelines.cluster_command import cluster
 from pipelines.face_commands import faces
+from pipelines.job_commands import jobs, logs, stop, submit
 from pipelines.options import (
     AddressOption,
     ConfigOption,
@@ -38,16 +41,18 @@ from pipelines.workers import Workers
 
 app = typer.Typer(rich_markup_mode=None, add_completion=False, pretty_exceptions_enable=False)
 app.add_typer(faces, name="faces")
+app.add_typer(cluster, name="cluster")
 app.add_typer(schedule, name="schedule")
 
 
 def main(argv: list[str] | None = None) -> int:
     """Runs one command line and returns its exit code."""
     arguments = sys.argv[1:] if argv is None else argv
+    own = arguments[: arguments.index("--")] if "--" in arguments else arguments  # what follows is a job's
     return answer(
         lambda: app(args=arguments, prog_name="raymill", standalone_mode=False),
-        as_json="--json" in arguments,
-        verbose="--verbose" in arguments,
+        as_json="--json" in own,
+        verbose="--verbose" in own,
     )
 
 
@@ -60,6 +65,7 @@ def raymill(context: typer.Context) -> None:
     raymill run tokens data=~/pictures          the same on your own pictures
     raymill list                                families, pipelines, and what is in the store
     """
+    require_version()
     if context.invoked_subcommand is None:
         print(context.get_help())
 
@@ -231,6 +237,9 @@ def train(
 
 
 app.command()(sweep)
+
+for command in (submit, jobs, logs, stop):
+    app.command()(command)
 
 
 @app.command()

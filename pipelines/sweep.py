@@ -58,7 +58,6 @@ def make_sweep(
     sources = read_sources(reader, data, children, store)
     index = read_index(sources["data"].url)
     config, told = resolve(config, index.shape, index.splits, data)
-    _require_known_score(config, sources)
     recipe = Recipe(
         stage=STAGE, version=VERSION, config=config.identity(), inputs={name: source.fingerprint for name, source in sources.items()}
     )
@@ -84,9 +83,11 @@ def sweep_into(
     """Runs the sweep of a config that `resolve` completed, leaves trials and findings in the draft, and returns the best trial.
 
     The best is an artifact of its own, but for a population (`scheduler=pbt`), which leaves its model in the draft. `told` are lines for
-    people, `alone` is the command that trains one trial. Raises UserError when no trial comes to a score.
+    people, `alone` is the command that trains one trial. Raises UserError for a judge that the family has not, before any trial starts, and
+    when no trial comes to a score.
     """
     config = task.config
+    _require_known_score(config, sources)
     for line in told:
         task.report({"line": line})
     data, resources = read_index(sources["data"].url).shape, config.resources

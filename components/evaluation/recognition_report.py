@@ -34,16 +34,19 @@ def compare(models: Mapping[str, Recognition], data: str, ours: str, targets: Ma
     )
 
 
-def untrained(data: str) -> dict[str, Tensor]:
-    """Embeddings of split `test` that need no training: pixels and their principal components, fitted on split `train`."""
-    known, unseen = (_small(data, split) for split in ("train", "test"))
+def untrained(data: str, side: int = SIDE) -> dict[str, Tensor]:
+    """Embeddings of split `test` that need no training: pixels and their principal components, fitted on split `train`.
+
+    Pictures larger than `side` pixels are averaged until they are not.
+    """
+    known, unseen = (_small(data, split, side) for split in ("train", "test"))
     components = min(COMPONENTS, *known.flatten(1).shape)
     return {"raw pixels": pixel_embeddings(unseen), f"PCA, {components} components": pca_embeddings(known, unseen, components)}
 
 
-def _small(data: str, split: str) -> Tensor:
+def _small(data: str, split: str, side: int) -> Tensor:
     images = torch.cat([pixels(batch) for batch in evaluation_batches(Dataset.open(data, split), 256)])
-    return F.avg_pool2d(images, -(-max(images.shape[2:]) // SIDE))
+    return F.avg_pool2d(images, -(-max(images.shape[2:]) // side))
 
 
 def _headlines(

@@ -140,8 +140,9 @@ def _load_weights(family: Family, url: str, expected_sum: str | None) -> None:
             raise UserError(f"{place} is not a safetensors file ({error}); pickles are never loaded, weights must be safetensors") from None
         if expected_sum is not None:
             require_sum(place, storage.sha256_file(local), expected_sum)
+    known = replicated(family)
+    own = {name: value for name, value in family.state_dict().items() if name not in known}
     try:
-        own = {name: value for name, value in family.state_dict().items() if name not in replicated(family)}
         family.load_state_dict(tensors | own)
     except RuntimeError as error:
         raise UserError(f"{place} does not fit its config: {str(error).split(':', 1)[-1]}; it belongs to another model") from None

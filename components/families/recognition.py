@@ -90,7 +90,7 @@ class Recognition(Family):
         margin, least = margin_of(fitted, 0), least_scale(fitted.head_rows)
         if margin.scale is not None and margin.scale < least:
             logger.warning(
-                "scale=%g is below %.1f, which %d classes need to be told apart with confidence 0.9", margin.scale, least, len(names)
+                "scale=%g is below %.1f, which %d classes need to be told apart with confidence 0.9", margin.scale, least, fitted.head_rows
             )
         return fitted
 
