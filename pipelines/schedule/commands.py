@@ -6,6 +6,7 @@ import importlib.util
 import os
 import re
 import sys
+from collections.abc import Callable
 from datetime import datetime
 from typing import Annotated, Any
 from zoneinfo import ZoneInfo
@@ -19,7 +20,8 @@ from pipelines.options import JsonOption, StoreOption, VerboseOption, console, t
 from pipelines.schedule.clock import SystemClock
 from pipelines.schedule.config import ScheduleConfig
 from pipelines.schedule.executing import Busy, close_by_hand, execute, run_by_hand
-from pipelines.schedule.runner import ProcessRunner, leave_with_parent
+from pipelines.schedule.job_runner import JobRunner
+from pipelines.schedule.runner import ProcessRunner, Runner, leave_with_parent
 from pipelines.schedule.scheduler import Scheduler
 from pipelines.schedule.state import Event, Observer, Outcome, Run, Schedule, names
 from pipelines.schedule.triggers import next_due
@@ -124,19 +126,23 @@ def show(name: Name, store: StoreOption = "store", json: JsonOption = False, ver
 @schedule.command()
 def start(
     once: Annotated[bool, typer.Option("--once", help="Run what is due, to its end, and leave.")] = False,
+    cluster: Annotated[str | None, typer.Option("--cluster", metavar="URL", help="Run as jobs of this cluster's Jobs API.")] = None,
     store: StoreOption = "store",
     json: JsonOption = False,
     verbose: VerboseOption = False,
 ) -> Answer:
     """Runs the schedules of a store until it is stopped. However many are started on a store, one acts and the others stand by.
 
-    Killed at any point, it goes on where it stopped when it is started again, here or on another machine.
+    Killed at any point, it goes on where it stopped when it is started again, here or on another machine. Runs are child processes that
+    end with it; with --cluster they are jobs, which go on without it and are found again.
 
     \b
     raymill schedule start
     raymill schedule start --once
+    raymill schedule start --cluster http://10.0.0.5:8265 --store s3://bucket/store
     """
     require_tracking()
+    place = Store(store)
     happened: dict[str, list[Event]] = {}
 
     def tell(line: str) -> None:
@@ -147,12 +153,17 @@ def start(
         tell(f"{event.at:%Y-%m-%d %H:%M:%S} {name}: {_told(event)}")
         if once:
             happened[name].append(event)
+        if event.kind == "failed" and event.run is not None:
+            _tell_the_page(place, name, event.run, event.text, tell)
+
+    def make_runner() -> Runner:
+        return ProcessRunner() if cluster is None else JobRunner(cluster, tell)
 
     observer = Observer(tell, lambda name, state: None if name in happened else happened.update({name: []}), remember)
-    Scheduler(Store(store), ProcessRunner, observer).serve(once)
+    Scheduler(place, make_runner, observer).serve(once)
     lines = [f"{name}: {_told(events[-1]) if events else 'nothing due'}" for name, events in happened.items()]
     found = {name: [event.to_json() for event in events] for name, events in happened.items()}
-    return Answer({"schedules": found}, lines or [f"no schedules in {Store(store).url}"])
+    return Answer({"schedules": found}, lines or [f"no schedules in {place.url}"])
 
 
 @schedule.command()
@@ -168,11 +179,14 @@ def run(
 
     \b
     raymill schedule run fashion
-    raymill schedule run fashion --run-id hand-20260329T010000Z
+    raymill schedule run fashion --run-id 20260329T010000Z
     """
     leave_with_parent()
     require_tracking()
     from pipelines.schedule.retrain import retrain
+
+    def say(line: str) -> None:
+        print(line, file=sys.stderr, flush=True)
 
     if run_id is not None and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9-]{0,63}", run_id):
         raise UserError(f"--run-id {run_id} is not valid; give up to 64 letters, digits and dashes")
@@ -181,14 +195,16 @@ def run(
     command = f"raymill schedule run {name} --run-id {mine.id}"
     try:
         with console(json) as progress, Workers(mine.config.workers) as crew:
-            outcome = execute(chosen, mine, retrain, crew, progress, command, lambda line: print(line, file=sys.stderr, flush=True))
+            outcome = execute(chosen, mine, retrain, crew, progress, command, say)
     except Busy as busy:
         if not due:
             raise
         outcome = Outcome(status="skipped", why=str(busy))
         chosen.write_outcome(mine.id, outcome)
     except Exception as error:
-        close_by_hand(chosen, mine, "failed", f"{type(error).__name__}: {error}", clock.now())
+        why = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+        if close_by_hand(chosen, mine, "failed", why, clock.now()):
+            _tell_the_page(chosen.store, name, mine.id, why, say)
         raise
     close_by_hand(chosen, mine, outcome.status, outcome.why, clock.now())
     return Answer({"name": name, "run": mine.id, **outcome.to_json()}, [f"{name}, run {mine.id}: {outcome.why}"])
@@ -198,6 +214,18 @@ def require_tracking() -> None:
     """Raises UserError where MLflow, an optional extra, is not installed."""
     if importlib.util.find_spec("mlflow") is None:
         raise UserError("schedules keep their champions in MLflow: pip install 'raymill[tracking]'")
+
+
+def _tell_the_page(store: Store, name: str, run_id: str, problem: str, tell: Callable[[str], None]) -> None:
+    """A run that was given up is on the schedule's page too; that it cannot be written there ends nothing."""
+    from pipelines.schedule.retrain import record_failure
+
+    known = Schedule(store, name).run(run_id)
+    try:
+        if known is not None:
+            record_failure(known.config, run_id, store, problem)
+    except Exception as error:
+        tell(f"{name}: the page was not written: {type(error).__name__}: {error}")
 
 
 def check_settings(config: ScheduleConfig, origin: str) -> None:

@@ -43,7 +43,7 @@ def run_by_hand(schedule: Schedule, run_id: str | None, now: datetime) -> Run:
     if known is not None:
         return known
     data = look(config.source).fingerprint if config.trigger.new_data else None
-    return Run(id=run_id or f"hand-{now:%Y%m%dT%H%M%SZ}", cause="by hand", config=config, data=data, started=now, attempted=now)
+    return Run(id=run_id or f"hand-{now:%Y%m%dT%H%M%S%fZ}", cause="by hand", config=config, data=data, started=now, attempted=now)
 
 
 def execute(
@@ -86,8 +86,10 @@ def _record(schedule: Schedule, run: Run, decision: Decided) -> Outcome:
     return outcome
 
 
-def close_by_hand(schedule: Schedule, run: Run, status: str, why: str, now: datetime) -> None:
-    """Writes down how a run ended that no scheduler attends to."""
-    state = schedule.state(now)
-    if state.run is None or state.run.id != run.id:
-        schedule.write_run(run.model_copy(update={"status": status, "ended": now, "why": why}))
+def close_by_hand(schedule: Schedule, run: Run, status: str, why: str, now: datetime) -> bool:
+    """Writes down how a run ended, unless a scheduler attends to it; returns whether it did."""
+    attended = schedule.state(now).run
+    if attended is not None and attended.id == run.id:
+        return False
+    schedule.write_run(run.model_copy(update={"status": status, "ended": now, "why": why}))
+    return True

@@ -1,4 +1,7 @@
-"""Where a run goes on: in a child process that ends with its scheduler, or as a job of a cluster that outlives it."""
+"""Where a run goes on: here in a child process that ends with its scheduler.
+
+`job_runner.py` has the other place: a job of a cluster, which outlives its scheduler.
+"""
 
 from __future__ import annotations
 
@@ -109,41 +112,6 @@ class ProcessRunner:
         with open(self._log(attempt), "rb") as log:
             log.seek(max(0, os.fstat(log.fileno()).st_size - TAIL_BYTES))
             return last_line(log.read().decode(errors="replace"))
-
-
-class Jobs(Protocol):
-    """What a schedule needs of a cluster's Jobs API. One id is one job, however often it is started."""
-
-    def start(self, command: list[str], submission_id: str) -> None: ...
-    def poll(self, submission_id: str) -> Literal["running", "succeeded", "failed", "gone"]: ...
-    def stop(self, submission_id: str) -> None: ...
-    def exit_code(self, submission_id: str) -> int | None: ...
-    def log(self, submission_id: str) -> str: ...
-
-
-class JobRunner:
-    """Jobs of a cluster, which go on while no scheduler is there; the next one finds them by their id."""
-
-    def __init__(self, jobs: Jobs) -> None:
-        self._jobs = jobs
-
-    def start(self, command: list[str], attempt: str) -> None:
-        self._jobs.start(["raymill", *command], attempt)
-
-    def poll(self, attempt: str) -> Progressed:
-        state = self._jobs.poll(attempt)
-        if state in ("running", "gone"):
-            return Progressed("running" if state == "running" else "gone")
-        if state == "succeeded":
-            return Progressed("ended", 0)
-        code = self._jobs.exit_code(attempt)
-        return Progressed("ended", 1 if code is None else code, last_line(self._jobs.log(attempt)) or "the job failed")
-
-    def stop(self, attempt: str) -> None:
-        self._jobs.stop(attempt)
-
-    def close(self) -> None:
-        """Jobs go on."""
 
 
 def last_line(text: str) -> str:

@@ -125,7 +125,7 @@ class Scheduler:
 
     @contextmanager
     def _trouble(self, name: str) -> Iterator[None]:
-        """Rides out what a schedule meets, a store out of reach or a damaged file: told once, read anew at the next beat; the others go on."""
+        """Rides out what a schedule meets, a store out of reach or a damaged file: told once, read anew at the next beat."""
         try:
             yield
             self._troubles.pop(name, None)

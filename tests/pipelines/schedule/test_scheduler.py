@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 from datetime import datetime, timedelta
@@ -202,7 +203,7 @@ def test_several_schedules_share_one_scheduler_and_one_place(world: World) -> No
     world.serve(utc("2026-03-02 00:00"))
     assert [statuses(schedule) for schedule in schedules] == [["succeeded"]] * 3
     spans = sorted((attempt.began, attempt.ends) for attempt in world.runs.begun)
-    assert all(before[1] <= after[0] for before, after in zip(spans, spans[1:], strict=False))
+    assert all(before[1] <= after[0] for before, after in itertools.pairwise(spans))
     assert not any(world.told(schedule, "missed") for schedule in schedules), "who waits for another's run is not late"
 
 

@@ -30,7 +30,13 @@ def moments(zone: str, year: int, hour: int, minute: int) -> list[datetime]:
 
 @pytest.mark.parametrize(
     ("zone", "hour", "minute"),
-    [("Europe/Berlin", 2, 30), ("Europe/Berlin", 2, 0), ("Europe/Berlin", 3, 0), ("America/New_York", 1, 30), ("Australia/Lord_Howe", 2, 10)],
+    [
+        ("Europe/Berlin", 2, 30),
+        ("Europe/Berlin", 2, 0),
+        ("Europe/Berlin", 3, 0),
+        ("America/New_York", 1, 30),
+        ("Australia/Lord_Howe", 2, 10),
+    ],
 )
 def test_every_day_has_one_due_time_whatever_the_clock_does(zone: str, hour: int, minute: int) -> None:
     trigger = Trigger(cron=f"{minute} {hour} * * *", time_zone=zone)
