@@ -236,9 +236,7 @@ def train(
     return Answer(values, [f"{artifact.name}: {state}", *table(numbers), f"model: {values['model']}"])
 
 
-app.command()(sweep)
-
-for command in (submit, jobs, logs, stop):
+for command in (sweep, submit, jobs, logs, stop):
     app.command()(command)
 
 
