@@ -22,17 +22,32 @@ from components.data.prepare_config import PrepareConfig
 from components.data.shards import ShardSpec, write_shard
 from components.data.write import shard_file
 from components.errors import UserError
+from components.lease import Lease, LeaseLost, writing
 
 OnProgress = Callable[[int, int, int], None]  # shards done, shards in all, rows done
+OnWaiting = Callable[[str], None]  # the process that writes to the same place
 
 
-def prepare(source: str, out: str, config: PrepareConfig, workers: int = 0, on_progress: OnProgress | None = None) -> DatasetIndex:
+def prepare(
+    source: str,
+    out: str,
+    config: PrepareConfig,
+    workers: int = 0,
+    on_progress: OnProgress | None = None,
+    waiting: OnWaiting = lambda owner: None,
+) -> DatasetIndex:
     """Makes the data set `out` of the source, on `workers` CPUs of the Ray cluster that is initialised, or in this process.
 
     The same source and config give the same bytes for any number of workers. Shards that `out` has already are kept as they are.
-    Raises UserError naming the culprit file; `out` is then left as it was.
+    One process at a time writes to `out`; `waiting` is told for whom the others wait. Raises UserError naming the culprit file; `out` is
+    then left as it was.
     """
     source, out = _absolute(source), _absolute(out)
+    with writing(out, waiting) as lease:
+        return _prepare(source, out, config, workers, on_progress, lease)
+
+
+def _prepare(source: str, out: str, config: PrepareConfig, workers: int, on_progress: OnProgress | None, lease: Lease) -> DatasetIndex:
     planned = plan(source, config)
     by_split = {split: [spec.fingerprint for spec in specs] for split, specs in planned.shards.items()}
     specs = {fingerprint: spec for split, names in by_split.items() for fingerprint, spec in zip(names, planned.shards[split], strict=True)}
@@ -47,7 +62,10 @@ def prepare(source: str, out: str, config: PrepareConfig, workers: int = 0, on_p
             report(len(entries), len(specs), sum(entry.rows for entry in entries.values()))
         splits = {split: tuple(entries[fingerprint] for fingerprint in names) for split, names in by_split.items()}
         index = make_index(planned.columns, planned.class_names, splits, planned.made_by)
+        lease.check()
         write_index(out, index)
+    except LeaseLost:
+        raise
     except BaseException:
         with suppress(UserError):  # a storage that fails must not hide why it failed
             for spec in missing:

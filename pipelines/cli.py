@@ -188,7 +188,9 @@ def prepare(
     settings = configure(PrepareConfig(), {}, None, config, overrides or [])
     with console(json) as progress, Workers(workers, address) as crew:
         progress.begins("prepare")
-        index = prepare_data(source, out, settings, crew, lambda row: progress.reports("prepare", row))
+        index = prepare_data(
+            source, out, settings, crew, lambda row: progress.reports("prepare", row), lambda owner: progress.waits("prepare", owner)
+        )
     rows = {split: index.num_rows(split) for split in index.splits}
     shape = {name: list(column.shape) for name, column in index.columns.items()}
     values = {"data": out, "fingerprint": index.fingerprint, "rows": rows, "columns": shape, "classes": list(index.class_names)}

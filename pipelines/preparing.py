@@ -15,15 +15,23 @@ from pipelines.workers import Workers
 
 
 def prepare_data(
-    source: str, out: str, config: PrepareConfig, workers: Workers, report: Callable[[Mapping[str, Any]], None]
+    source: str,
+    out: str,
+    config: PrepareConfig,
+    workers: Workers,
+    report: Callable[[Mapping[str, Any]], None],
+    waiting: Callable[[str], None] = lambda owner: None,
 ) -> DatasetIndex:
-    """Makes the data set at `out`; progress counts shards. Raises UserError naming the file of the source that is at fault."""
+    """Makes the data set at `out`; progress counts shards. Raises UserError naming the file of the source that is at fault.
+
+    `waiting` is told which other process writes to `out`, for whose end this one waits.
+    """
     from clusters.preprocess import prepare
 
     def progress(done: int, total: int, rows: int) -> None:
         report({"step": done, "steps": total})
 
-    return prepare(source, out, config, workers.connect(), progress)
+    return prepare(source, out, config, workers.connect(), progress, waiting)
 
 
 def align_people(people: str, out: str, config: AlignedConfig, report: Callable[[Mapping[str, Any]], None]) -> DatasetIndex:

@@ -14,7 +14,7 @@ import pytest
 
 from components.config import fingerprint
 from components.errors import UserError
-from pipelines.lock import is_locked, locked
+from components.lock import is_locked, locked
 from pipelines.source import SourceReader
 from pipelines.store import COMMIT, Artifact, Draft, Recipe, Store, open_artifact
 
