@@ -8,8 +8,8 @@ from typing import Protocol
 
 from components import storage
 from components.errors import UserError
+from components.lease import held
 from pipelines.schedule.config import ScheduleConfig
-from pipelines.schedule.lease import hold
 from pipelines.schedule.state import Outcome, Run, Schedule, this_process
 from pipelines.schedule.triggers import look
 from pipelines.stage import Progress
@@ -62,7 +62,7 @@ def execute(
             raise Busy(f"{owner} is at run {other} of schedule {schedule.name} (overlap: skip); run it once that is done")
         tell(f"{owner} is at run {other} of schedule {schedule.name}; waiting")
 
-    with hold(schedule.place(LOCK), waiting) as lease:
+    with held(schedule.place(LOCK), waiting) as lease:
         found = schedule.outcome(run.id)
         if found is not None:
             return found

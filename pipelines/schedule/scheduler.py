@@ -1,6 +1,6 @@
 """The scheduler: one loop that attends to every schedule of a store. However many are started, one acts and the others stand by.
 
-    with hold(store/schedules/.scheduler.lock): beat, take one step with each schedule, sleep until the next has something to do
+    with held(store/schedules/.scheduler.lock): beat, take one step with each schedule, sleep until the next has something to do
 
 All that it knows is in the store, so a scheduler may be killed at any point: the next one reads the same files and goes on.
 """
@@ -17,8 +17,8 @@ from typing import Any
 
 from components import storage
 from components.errors import UserError
+from components.lease import Lease, LeaseLost, held
 from pipelines.schedule.clock import Clock, SystemClock
-from pipelines.schedule.lease import Lease, LeaseLost, hold
 from pipelines.schedule.runner import Runner
 from pipelines.schedule.state import Observer, Schedule, names
 from pipelines.schedule.supervisor import Supervisor
@@ -67,7 +67,7 @@ class Scheduler:
 
         while True:
             try:
-                with hold(self.store.place("schedules", LOCK), waiting) as lease:
+                with held(self.store.place("schedules", LOCK), waiting) as lease:
                     self._observer.tell(f"scheduler of {self.store.url}")
                     self._act(lease, once)
                     return

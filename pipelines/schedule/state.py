@@ -25,8 +25,8 @@ from pydantic import AwareDatetime, Field
 from components import storage
 from components.config import Config, fingerprint
 from components.errors import UserError, did_you_mean
+from components.lease import Lease
 from pipelines.schedule.config import ScheduleConfig
-from pipelines.schedule.lease import Lease
 from pipelines.store import Store
 
 Status = Literal["started", "succeeded", "failed", "skipped"]

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from datetime import datetime, timedelta
 
 from components.errors import UserError
+from components.lease import Lease
 from pipelines.schedule.config import ScheduleConfig
-from pipelines.schedule.lease import Lease
 from pipelines.schedule.runner import Progressed, Runner
 from pipelines.schedule.state import Event, Observer, Run, Schedule, Waiting, id_of_data, id_of_due, this_process
 from pipelines.schedule.triggers import due_between, look, next_due

@@ -15,8 +15,9 @@ from typing import Any
 
 import pytest
 
+from components import storage
+from components.lease import held
 from pipelines.schedule.config import ScheduleConfig
-from pipelines.schedule.lease import hold
 from pipelines.schedule.state import Schedule
 from pipelines.store import Store
 from tests.pipelines.schedule import fakes
@@ -27,10 +28,10 @@ PATIENCE_SECONDS = 90.0
 class Machines:
     """Starts schedulers of one store, and leaves none behind."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, store: str) -> None:
         self.folder, self.runs = folder, folder / "runs"
         self.environment = fakes.install(self.runs)
-        self.store = Store(str(folder / "store"))
+        self.store = Store(store)
         self.schedule = Schedule(self.store, "fashion")
         self.started: list[subprocess.Popen[bytes]] = []
 
@@ -59,13 +60,19 @@ class Machines:
         return [words for words in fakes.log(self.runs) if words[0] == word]
 
     def beat(self) -> dict[str, Any]:
-        return json.loads(Path(self.store.place("schedules", ".scheduler.json")).read_text())
+        found: dict[str, Any] = storage.read_json(self.store.place("schedules", ".scheduler.json"))
+        return found
 
     def go(self) -> None:
         (self.runs / "go").touch()
 
     def statuses(self) -> list[str]:
         return [run.status for run in self.schedule.runs()]
+
+    def recorded(self, count: int = 1) -> bool:
+        """Whether so many runs have come to their end, each of them well."""
+        kinds = [event.kind for event in self.schedule.events()]
+        return self.statuses() == ["succeeded"] * count and kinds.count("succeeded") == count
 
     def close(self) -> None:
         for process in self.started:
@@ -77,7 +84,7 @@ class Machines:
 
 @pytest.fixture
 def machines(tmp_path: Path) -> Iterator[Machines]:
-    machines = Machines(tmp_path)
+    machines = Machines(tmp_path, str(tmp_path / "store"))
     yield machines
     machines.close()
 
@@ -114,7 +121,7 @@ def test_a_scheduler_killed_at_any_moment_is_replaced(machines: Machines, moment
     if moment != "after":
         until("the second has taken over", lambda: len(machines.log("begin")) == (2 if moment == "during" else 1))
         machines.go()
-    until("the run is recorded", lambda: machines.statuses() == ["succeeded"])
+    until("the run is recorded", machines.recorded)
     kinds = [event.kind for event in machines.schedule.events()]
     assert kinds == (["started", "succeeded"] if moment == "after" else ["started", "taken over", "succeeded"])
     assert len(machines.log("end")) == 1
@@ -127,13 +134,13 @@ def test_of_many_schedulers_one_acts(machines: Machines) -> None:
     machines.add()
     machines.go()
     schedulers = [machines.start() for _ in range(3)]
-    until("the run is recorded", lambda: machines.statuses() == ["succeeded"])
+    until("the run is recorded", machines.recorded)
     until("two stand by", lambda: sum("standing by" in machines.output(each) for each in schedulers) == 2)
     acting = [each for each in schedulers if "standing by" not in machines.output(each)]
     assert [each.pid for each in acting] == [machines.beat()["pid"]]
     assert len(machines.log("begin")) == 1
     (machines.folder / "source" / "b.txt").write_text("more")
-    until("the next run is recorded", lambda: machines.statuses() == ["succeeded"] * 2)
+    until("the next run is recorded", lambda: machines.recorded(2))
     assert len(machines.log("begin")) == len(machines.log("end")) == 2
 
 
@@ -146,7 +153,7 @@ def test_a_stop_in_order_ends_the_run_and_the_next_scheduler_goes_on(machines: M
     assert not lives(int(machines.log("begin")[0][2]))
     machines.go()
     machines.start()
-    until("the run is recorded", lambda: machines.statuses() == ["succeeded"])
+    until("the run is recorded", machines.recorded)
     assert [event.kind for event in machines.schedule.events()] == ["started", "stopped", "taken over", "succeeded"]
 
 
@@ -209,5 +216,36 @@ def test_a_run_that_is_decided_is_not_run_again(machines: Machines) -> None:
         said = subprocess.run([*command, machines.store.url], env=machines.environment, check=True, capture_output=True, text=True).stdout
         assert json.loads(said)["decision"] == {"outcome": "promoted", "reason": "0.91 against 0.90"}
     assert len(machines.log("begin")) == 1
-    with hold(machines.schedule.place(".lock"), pytest.fail):
+    with held(machines.schedule.place(".lock"), pytest.fail):
         pass
+
+
+@pytest.fixture
+def machines_on_s3(tmp_path: Path, s3: str) -> Iterator[Machines]:
+    machines = Machines(tmp_path, f"{s3}/store")
+    yield machines
+    machines.close()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("blow", [signal.SIGKILL, signal.SIGSTOP])
+def test_on_s3_a_scheduler_that_is_killed_or_hangs_is_replaced(machines_on_s3: Machines, blow: signal.Signals) -> None:
+    """A lease time later. One that only hung finds itself replaced, leaves the store alone and stands by."""
+    machines = machines_on_s3
+    machines.add()
+    first = machines.start()
+    until("the run is on", lambda: machines.log("begin"))
+    second = machines.start()
+    until("the second stands by", lambda: "standing by" in machines.output(second))
+    first.send_signal(blow)
+    until("the second acts", lambda: "scheduler of" in machines.output(second).splitlines()[-1])
+    until("it has taken over", lambda: [event.kind for event in machines.schedule.events()] == ["started", "taken over"])
+    machines.go()
+    until("the run is recorded", machines.recorded)
+    assert len(machines.log("end")) == 1
+    if blow == signal.SIGSTOP:
+        first.send_signal(signal.SIGCONT)
+        until("the first stands by", lambda: "standing by" in machines.output(first))
+        assert "was lost" in machines.output(first)
+        assert machines.beat()["pid"] == second.pid
+        assert machines.recorded()
