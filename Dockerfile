@@ -12,7 +12,7 @@ COPY pyproject.toml constraints.txt README.md ./
 COPY components components
 COPY clusters clusters
 COPY pipelines pipelines
-RUN pip install --no-cache-dir --constraint constraints.txt .
+RUN pip install --no-cache-dir --constraint constraints.txt '.[aws,tracking]'
 
 USER ray
 WORKDIR /home/ray

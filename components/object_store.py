@@ -95,6 +95,19 @@ def holds_objects(path: str) -> bool:
         return False
 
 
+def listing(path: str) -> dict[str, tuple[int, float, str]]:
+    """Bytes, time of change and tag of every object below the prefix, by path relative to it; of an object itself, with the path ''."""
+    if size(path) is not None:
+        return {"": _stamp(_head(path), "ContentLength")}
+    below = _split(path)[1] + "/" if "/" in path else ""
+    objects = (each for page in _pages(path) for each in page.get("Contents", []))
+    return {each["Key"].removeprefix(below): _stamp(each, "Size") for each in objects if not each["Key"].endswith("/")}
+
+
+def _stamp(found: dict[str, Any], size_key: str) -> tuple[int, float, str]:
+    return int(found[size_key]), found["LastModified"].timestamp(), found["ETag"].strip('"')
+
+
 def list_names(path: str) -> list[str]:
     """Names directly below the prefix, sorted."""
     below = _split(path)[1] + "/" if "/" in path else ""

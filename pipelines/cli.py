@@ -34,6 +34,7 @@ from pipelines.options import (
     table,
     watched,
 )
+from pipelines.schedule.commands import schedule
 from pipelines.shell import Answer, answer
 from pipelines.store import COMMIT, Store, open_artifact
 from pipelines.sweep_command import sweep
@@ -42,6 +43,7 @@ from pipelines.workers import Workers
 app = typer.Typer(rich_markup_mode=None, add_completion=False, pretty_exceptions_enable=False)
 app.add_typer(faces, name="faces")
 app.add_typer(cluster, name="cluster")
+app.add_typer(schedule, name="schedule")
 
 
 def main(argv: list[str] | None = None) -> int:

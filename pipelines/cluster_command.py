@@ -9,9 +9,13 @@ import typer
 
 from components.report.numbers import duration
 from pipelines.options import JsonOption, VerboseOption, counted
+from pipelines.render_command import render
 from pipelines.shell import Answer
 
-cluster = typer.Typer(help="Clusters: one of real raylets on this machine.", rich_markup_mode=None, no_args_is_help=True)
+ABOUT = "Clusters: the files that start one, and one of real raylets on this machine."
+cluster = typer.Typer(help=ABOUT, rich_markup_mode=None, no_args_is_help=True)
+
+cluster.command()(render)
 
 NameOption = Annotated[str, typer.Option("--name", help="Several clusters stand side by side under their names.")]
 

@@ -22,7 +22,7 @@ from typing import Any
 
 import typer
 
-from components.errors import UserError
+from components.errors import UserError, without_secrets
 
 INTERRUPTED = 130
 
@@ -47,12 +47,13 @@ def answer(call: Callable[[], Any], as_json: bool, verbose: bool) -> int:
         except (UserError, typer.TyperException) as error:
             return _fail(say, as_json, 2, _message(error))
         except Exception as error:
-            text = traceback.format_exc()
+            text = without_secrets(traceback.format_exc())
             with open(log, "a", encoding="utf-8") as file:
                 file.write(text)
             if verbose:
                 print(text, file=sys.stderr)
-            return _fail(say, as_json, 1, f"{' '.join(f'{type(error).__name__}: {error}'.split())}; details in {log}")
+            problem = without_secrets(" ".join(f"{type(error).__name__}: {error}".split()))
+            return _fail(say, as_json, 1, f"{problem}; details in {log}")
         if result == INTERRUPTED:  # what the parser makes of the keyboard's interrupt
             return _fail(say, as_json, INTERRUPTED, "stopped; the same command goes on where it stopped")
         if isinstance(result, Answer):
