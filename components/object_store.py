@@ -16,6 +16,7 @@ from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from components.errors import UserError
+from components.stamp import Stamp
 
 if TYPE_CHECKING:
     from s3fs import S3FileSystem
@@ -39,26 +40,36 @@ def upload(local_file: str, path: str) -> None:
     _patiently(lambda: _s3().put_file(local_file, path))
 
 
-def size(path: str) -> int | None:
-    """Bytes of the object, or None when there is no object of that name (a prefix is no object)."""
+def copy(path: str, to: str) -> None:
+    """Copies an object on the server; its bytes do not come here."""
+    _patiently(lambda: _s3().cp_file(path, to))
+
+
+def stamp(path: str) -> Stamp | None:
+    """The state of the object, or None when there is no object of that name (a prefix is no object)."""
     if "/" not in path:
         return None
     try:
         info = _patiently(lambda: _s3().info(path))
     except FileNotFoundError:
         return None
-    return int(info["size"]) if info["type"] == "file" else None
+    return _stamp(info) if info["type"] == "file" else None
 
 
-def file_sizes(path: str) -> dict[str, int]:
-    """Bytes of every object below the prefix, by path relative to it; a bucket that does not exist is FileNotFoundError."""
+def stamps(path: str) -> dict[str, Stamp]:
+    """The state of every object below the prefix, by path relative to it; a bucket that does not exist is FileNotFoundError."""
     found = _patiently(lambda: _s3().find(path, detail=True))
     below = path + "/"
     return {
-        name.removeprefix(below): int(info["size"])
+        name.removeprefix(below): _stamp(info)
         for name, info in found.items()
         if name.startswith(below) and info["type"] == "file" and not name.endswith("/")
     }
+
+
+def _stamp(info: dict[str, Any]) -> Stamp:
+    changed = info["LastModified"].timestamp()
+    return Stamp(int(info["size"]), f"{info.get('ETag', '')} {int(changed)}", changed)  # a HEAD tells whole seconds only
 
 
 def list_names(path: str) -> list[str]:

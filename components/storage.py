@@ -19,6 +19,7 @@ from typing import Any, BinaryIO, cast
 
 from components import object_store
 from components.errors import UserError
+from components.stamp import Stamp
 
 COPY_BYTES = 8 * 2**20
 
@@ -43,15 +44,21 @@ def exists(url: str) -> bool:
     with _failures("look at", url):
         if not is_remote(url):
             return os.path.exists(_local(url))
-        return object_store.size(_key(url)) is not None or bool(object_store.list_names(_key(url)))
+        return object_store.stamp(_key(url)) is not None or bool(object_store.list_names(_key(url)))
 
 
 def size(url: str) -> int | None:
     """Bytes of the file, or None when there is none."""
+    found = stamp(url)
+    return None if found is None else found.bytes
+
+
+def stamp(url: str) -> Stamp | None:
+    """The state of the file, or None when there is none."""
     with _failures("look at", url):
         if is_remote(url):
-            return object_store.size(_key(url))
-        return os.path.getsize(_local(url)) if os.path.isfile(_local(url)) else None
+            return object_store.stamp(_key(url))
+        return _stamp(_local(url)) if os.path.isfile(_local(url)) else None
 
 
 def read_bytes(url: str) -> bytes:
@@ -113,19 +120,24 @@ def list_files(url: str) -> list[str]:
 
 def file_sizes(url: str) -> dict[str, int]:
     """Bytes of every file below, by relative path with forward slashes; {} when there is nothing."""
+    return {path: found.bytes for path, found in stamps(url).items()}
+
+
+def stamps(url: str) -> dict[str, Stamp]:
+    """The state of every file below, by relative path with forward slashes; {} when there is nothing."""
     with _failures("list", url):
         if is_remote(url):
             try:
-                return object_store.file_sizes(_key(url))
+                return object_store.stamps(_key(url))
             except FileNotFoundError:
                 return {}
-        root, sizes = _local(url), {}
+        root, found = _local(url), {}
         for folder, _, names in os.walk(root, onerror=_raise_unless_missing, followlinks=True):
             for name in names:
                 if not _is_unfinished(name):
                     place = os.path.join(folder, name)
-                    sizes[os.path.relpath(place, root).replace(os.sep, "/")] = os.path.getsize(place)
-        return sizes
+                    found[os.path.relpath(place, root).replace(os.sep, "/")] = _stamp(place)
+        return found
 
 
 def remove(url: str) -> None:
@@ -148,7 +160,7 @@ def upload(local_file: str, url: str) -> None:
         if is_remote(url):
             object_store.upload(local_file, _key(url))
             return
-        with open(local_file, "rb") as source, _replacing(_local(url)) as file:
+        with open(_local(local_file), "rb") as source, _replacing(_local(url)) as file:
             shutil.copyfileobj(source, file, COPY_BYTES)
 
 
@@ -156,6 +168,22 @@ def download(url: str, local_file: str) -> None:
     """Copies `url` to a local file in one atomic step."""
     with open_read(url) as source, _failures("write", local_file), _replacing(local_file) as file:
         shutil.copyfileobj(source, file, COPY_BYTES)
+
+
+def copy(url: str, to: str) -> None:
+    """Copies a file in one atomic step: a hard link on one file system, a copy on the server within S3, else its bytes through here.
+
+    Neither of two linked files may be changed in place, and nothing here does: a write gives the name a new file. The new name of a
+    link survives a power cut once something is written beside it.
+    """
+    if is_remote(url) != is_remote(to):
+        upload(url, to) if is_remote(to) else download(url, _local(to))
+        return
+    with _failures(f"copy {url} to", to):
+        if is_remote(url):
+            object_store.copy(_key(url), _key(to))
+        elif not _link(_local(url), _local(to)):
+            upload(url, to)
 
 
 def upload_folder(local: str, url: str, last: str) -> None:
@@ -174,6 +202,32 @@ def sha256_file(local_path: str) -> str:
 
 def _local(url: str) -> str:
     return url.removeprefix("file://")
+
+
+def _stamp(path: str) -> Stamp:
+    status = os.stat(path)
+    return Stamp(status.st_size, str(status.st_mtime_ns), status.st_mtime)
+
+
+def _link(path: str, to: str) -> bool:
+    """Whether `to` now names the same file as `path`; not every file system can do that, and none across devices."""
+    folder, name = os.path.split(os.path.abspath(to))
+    os.makedirs(folder, exist_ok=True)
+    draft = _draft_of(folder, name)
+    try:
+        os.link(os.path.realpath(path), draft)
+        os.replace(draft, to)
+    except OSError as error:
+        if error.errno not in _NO_LINKS:
+            raise
+        return False
+    finally:
+        with suppress(FileNotFoundError):  # there only if something failed, or if both were one file already
+            os.unlink(draft)
+    return True
+
+
+_NO_LINKS = {errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP, errno.ENOSYS}
 
 
 def _key(url: str) -> str:
@@ -198,7 +252,7 @@ def _replacing(path: str) -> Iterator[BinaryIO]:
     """A new file that takes the name `path` when the block ends well and is gone when it does not."""
     folder, name = os.path.split(os.path.abspath(path))
     os.makedirs(folder, exist_ok=True)
-    draft = os.path.join(folder, f".{name[:100]}.{secrets.token_hex(6)}.unfinished")
+    draft = _draft_of(folder, name)
     try:
         with open(draft, "xb") as file:
             yield file
@@ -210,6 +264,10 @@ def _replacing(path: str) -> Iterator[BinaryIO]:
             os.unlink(draft)
         raise
     _sync_folder(folder)
+
+
+def _draft_of(folder: str, name: str) -> str:
+    return os.path.join(folder, f".{name[:100]}.{secrets.token_hex(6)}.unfinished")
 
 
 def _sync_folder(folder: str) -> None:

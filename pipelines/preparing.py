@@ -7,15 +7,25 @@ from typing import Any
 
 from components.data.index import DatasetIndex
 from components.data.prepare_config import PrepareConfig
+from components.data.reuse import Reuse
 from components.data.write import write_dataset
 from components.faces.aligned import aligned_columns, aligned_rows, folder_pictures
 from components.faces.aligner import Aligner
 from pipelines.faces_config import AlignedConfig
+from pipelines.source import Source
+from pipelines.stage import Task
 from pipelines.workers import Workers
+
+LOOKED_THROUGH = 4  # earlier data sets of a stage whose shards a new one takes: those of some runs, and of other configs in between
 
 
 def prepare_data(
-    source: str, out: str, config: PrepareConfig, workers: Workers, report: Callable[[Mapping[str, Any]], None]
+    source: str,
+    out: str,
+    config: PrepareConfig,
+    workers: Workers,
+    report: Callable[[Mapping[str, Any]], None],
+    reuse: Reuse | None = None,
 ) -> DatasetIndex:
     """Makes the data set at `out`; progress counts shards. Raises UserError naming the file of the source that is at fault."""
     from clusters.preprocess import prepare
@@ -23,7 +33,13 @@ def prepare_data(
     def progress(done: int, total: int, rows: int) -> None:
         report({"step": done, "steps": total})
 
-    return prepare(source, out, config, workers.connect(), progress)
+    return prepare(source, out, config, workers.connect(), progress, reuse)
+
+
+def prepare_stage(name: str, data: Source, task: Task[PrepareConfig]) -> None:
+    """The work of the stage called `name`: reads what is new in the source, makes the shards that no earlier artifact of it has."""
+    reuse = Reuse(data.files, tuple(task.store.newest(name, LOOKED_THROUGH)))
+    prepare_data(data.url, task.draft.out, task.config, task.workers, task.report, reuse)
 
 
 def align_people(people: str, out: str, config: AlignedConfig, report: Callable[[Mapping[str, Any]], None]) -> DatasetIndex:
