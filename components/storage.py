@@ -176,13 +176,13 @@ def copy(url: str, to: str) -> None:
     Neither of two linked files may be changed in place, and nothing here does: a write gives the name a new file. The new name of a
     link survives a power cut once something is written beside it.
     """
-    if is_remote(url) != is_remote(to):
-        upload(url, to) if is_remote(to) else download(url, _local(to))
-        return
-    with _failures(f"copy {url} to", to):
-        if is_remote(url):
+    if is_remote(url) and not is_remote(to):
+        download(url, _local(to))
+    elif is_remote(url):
+        with _failures(f"copy {url} to", to):
             object_store.copy(_key(url), _key(to))
-        elif not _link(_local(url), _local(to)):
+    elif is_remote(to) or not _link(_local(url), _local(to)):
+        with open_read(url):  # a file that is missing is named as such
             upload(url, to)
 
 
@@ -212,19 +212,20 @@ def _stamp(path: str) -> Stamp:
 def _link(path: str, to: str) -> bool:
     """Whether `to` now names the same file as `path`; not every file system can do that, and none across devices."""
     folder, name = os.path.split(os.path.abspath(to))
-    os.makedirs(folder, exist_ok=True)
     draft = _draft_of(folder, name)
-    try:
-        os.link(os.path.realpath(path), draft)
-        os.replace(draft, to)
-    except OSError as error:
-        if error.errno not in _NO_LINKS:
-            raise
-        return False
-    finally:
-        with suppress(FileNotFoundError):  # there only if something failed, or if both were one file already
-            os.unlink(draft)
-    return True
+    with _failures(f"copy {path} to", to):
+        os.makedirs(folder, exist_ok=True)
+        try:
+            os.link(os.path.realpath(path), draft)
+            os.replace(draft, to)
+        except OSError as error:
+            if error.errno not in _NO_LINKS:
+                raise
+            return False
+        finally:
+            with suppress(FileNotFoundError):  # there only if something failed, or if both were one file already
+                os.unlink(draft)
+        return True
 
 
 _NO_LINKS = {errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP, errno.ENOSYS}

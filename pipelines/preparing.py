@@ -16,7 +16,7 @@ from pipelines.source import Source
 from pipelines.stage import Task
 from pipelines.workers import Workers
 
-LOOKED_THROUGH = 4  # earlier data sets of a stage whose shards a new one takes: those of some runs, and of other configs in between
+LOOKED_THROUGH = 8  # earlier data sets of a stage whose shards a new one takes: those of some runs, and of other configs in between
 
 
 def prepare_data(

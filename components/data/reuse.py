@@ -39,16 +39,20 @@ def whole_shards(url: str) -> dict[str, ShardEntry]:
 
 
 def carry_over(wanted: Set[str], datasets: tuple[str, ...], out: str) -> Iterator[ShardEntry]:
-    """Copies the shards with the wanted specifications that one of the data sets has to `out`, and gives the entry of each."""
-    wanted = set(wanted)
+    """Copies the shards with the wanted specifications that one of the data sets has to `out`, and gives the entry of each.
+
+    No further data set is looked at when fewer are left than one has given: those are of new data, or few.
+    """
+    wanted, given = set(wanted), 0
     for url in datasets:
-        if not wanted:
+        if len(wanted) <= given:
             return
         here = [entry for spec, entry in whole_shards(url).items() if spec in wanted]
         with ThreadPoolExecutor(COPYING_THREADS) as threads:
             for entry in threads.map(lambda entry: _copied(entry, url, out), here):  # noqa: B023
                 if entry is not None:
                     wanted.remove(entry.spec)
+                    given += 1
                     yield entry
 
 
