@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Set
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 
 from components import storage
 from components.data.index import INDEX, ShardEntry, read_index
@@ -49,7 +50,7 @@ def carry_over(wanted: Set[str], datasets: tuple[str, ...], out: str) -> Iterato
             return
         here = [entry for spec, entry in whole_shards(url).items() if spec in wanted]
         with ThreadPoolExecutor(COPYING_THREADS) as threads:
-            for entry in threads.map(lambda entry: _copied(entry, url, out), here):  # noqa: B023
+            for entry in threads.map(partial(_copied, url=url, out=out), here):
                 if entry is not None:
                     wanted.remove(entry.spec)
                     given += 1

@@ -88,12 +88,12 @@ def test_a_day_of_pictures_makes_as_many_shards_however_many_days_there_are() ->
     """Names by date, at the end of each of four classes: what changes are the shards there."""
 
     def runs(days: int) -> set[tuple[str, ...]]:
-        names = [f"{name}/{day:04d}-{number:03d}" for name in "abcd" for day in range(days) for number in range(64)]
-        return {tuple(names[run]) for run in cut_names(names, 64)}
+        names = [f"{name}/{day:04d}-{number:03d}" for name in "abcd" for day in range(days) for number in range(32)]
+        return {tuple(names[run]) for run in cut_names(names, 32)}
 
-    made = {days: [len(runs(day + 1) - runs(day)) for day in range(days, days + 12)] for days in (4, 40, 200)}
+    made = {days: [len(runs(day + 1) - runs(day)) for day in range(days, days + 6)] for days in (4, 40, 150)}
     assert all(np.median(counts) <= 16 for counts in made.values())  # two runs a day and class where they are of three quarters the length
-    assert np.mean(made[200]) < 0.05 * len(runs(200))
+    assert np.mean(made[150]) < 0.05 * len(runs(150))
 
 
 def test_a_limit_moves_with_the_data_and_remakes_what_it_chooses_from(tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ class DataConfig(Config):
     """A pipeline that ends with its data."""
 
     data: str
-    images: PrepareConfig = PrepareConfig(rows_per_shard=32)
+    images: PrepareConfig = PrepareConfig(rows_per_shard=16)
 
 
 PREPARED = Pipeline("prepared", "Pictures alone.", DataConfig, [images], {})
@@ -46,15 +46,15 @@ class Quiet:
 
 def run(data: str, store: str, **options: object) -> tuple[Artifact, bool]:
     with Workers(0) as workers:
-        config = DataConfig(data=data, images=PrepareConfig(rows_per_shard=32, **options))
+        config = DataConfig(data=data, images=PrepareConfig(rows_per_shard=16, **options))
         return PREPARED.run(config, Store(store), workers, Quiet(), "")["images"]
 
 
 def add_days(data: str, first: int, last: int) -> None:
-    """Forty pictures a day and class, by date; as old as files of the real world are."""
+    """Twenty pictures a day and class, by date; as old as files of the real world are."""
     for day in range(first, last):
         for number, name in enumerate(CLASSES):
-            for index, pixels in enumerate(pictures(40, 2 * day + number)):
+            for index, pixels in enumerate(pictures(20, 2 * day + number)):
                 place = f"{data}/{name}/{day:03d}-{index:02d}.png"
                 if storage.is_remote(place):
                     storage.write_bytes(place, encoded(pixels))
@@ -92,9 +92,9 @@ def test_a_new_day_reads_the_new_files_and_makes_their_shards(tmp_path: Path, ma
     assert was_made
     assert 2 <= len(made) < all_shards / 2
     sources = [os.path.basename(url) for url in read if url.startswith(data)]
-    to_hash = sources[: 2 * 40]
+    to_hash = sources[: 2 * 20]
     assert all(name.startswith("010-") for name in to_hash)
-    assert len(sources) - len(to_hash) <= 32 * len(made), "and what the new shards hold"
+    assert len(sources) - len(to_hash) <= 16 * len(made), "and what the new shards hold"
     assert not [url for url in read if url.endswith(".arrow")]
     second.verify()
     fresh, _ = run(data, str(tmp_path / "another store"))
@@ -121,7 +121,7 @@ def test_other_settings_and_what_was_removed_give_what_a_fresh_run_gives(tmp_pat
     for number, options in enumerate(({}, {"size": 4}, {"holdout": 0.3}, {"limit": 50}, {"size": 4, "limit": 50})):
         again, _ = run(data, store, **options)
         assert content(again) == content(run(data, str(tmp_path / f"fresh-{number}"), **options)[0])
-    for name in ("cats/001-07.png", "dogs/003-39.png"):
+    for name in ("cats/001-07.png", "dogs/003-19.png"):
         os.remove(f"{data}/{name}")
     made.clear()
     fewer, _ = run(data, store)
