@@ -131,12 +131,11 @@ def stamps(url: str) -> dict[str, Stamp]:
                 return object_store.stamps(_key(url))
             except FileNotFoundError:
                 return {}
-        root, found = _local(url), {}
+        root, found = _local(url), dict[str, Stamp]()
         for folder, _, names in os.walk(root, onerror=_raise_unless_missing, followlinks=True):
-            for name in names:
-                if not _is_unfinished(name):
-                    place = os.path.join(folder, name)
-                    found[os.path.relpath(place, root).replace(os.sep, "/")] = _stamp(place)
+            below = os.path.relpath(folder, root).replace(os.sep, "/")
+            above = "" if below == "." else f"{below}/"
+            found |= {above + name: _stamp(os.path.join(folder, name)) for name in names if not _is_unfinished(name)}
         return found
 
 

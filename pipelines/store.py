@@ -325,9 +325,13 @@ def describe(url: str) -> FileEntry:
 
 
 def _sync(folder: Path) -> None:
-    """Puts every file and folder below `folder` on the disk, so that a power cut after the rename finds them whole."""
+    """Puts every file and folder below `folder` on the disk, so that a power cut after the rename finds them whole.
+
+    A file that has another name too was carried over from an artifact, whose publication has done that.
+    """
     for path in folder.rglob("*"):
-        _sync_folder(path)
+        if path.is_dir() or path.stat().st_nlink == 1:
+            _sync_folder(path)
     _sync_folder(folder)
 
 

@@ -16,7 +16,7 @@ from components.config import fingerprint
 from components.data.arrow import LABEL
 from components.data.columns import Column
 from components.data.prepare_config import PrepareConfig
-from components.data.selection import SPACE, Keep, cut_names, keep_of, words_of
+from components.data.selection import SPACE, Keep, cut_names, first_words, keep_of, words_of
 from components.data.shards import Part, ShardSpec
 from components.data.sources import PICTURES, READERS, find_kind
 from components.data.sources.folder import SourceFile, SourceFolder
@@ -110,10 +110,9 @@ def _look_at_pictures(url: str, files: list[SourceFile], config: PrepareConfig, 
     names = tuple(sorted({place.class_name for place in places if place.class_name is not None}))
     labels: Mapping[str | None, int] = {name: label for label, name in enumerate(names)}
     candidates: dict[str, list[_Candidate]] = {}
-    row = np.zeros(1, np.int64)
-    for file, place in zip(files, places, strict=True):
-        words = words_of(config.seed, file.path, row)
-        candidates.setdefault(place.split, []).append(_Candidate((file,), words, labels.get(place.class_name)))
+    words = first_words(config.seed, [file.path for file in files])
+    for row, (file, place) in enumerate(zip(files, places, strict=True)):
+        candidates.setdefault(place.split, []).append(_Candidate((file,), words[row : row + 1], labels.get(place.class_name)))
     first = scanner.scan((files[0],))["train"]
     return _Found(candidates, first.columns | ({LABEL: Column(dtype="int64")} if names else {}), names)
 
@@ -175,7 +174,8 @@ def _specs(url: str, kind: str, origin: str, found: _Found, keep: Keep, config: 
 
 
 def _cut_pictures(candidates: list[_Candidate], keep: Keep, most: int) -> Iterator[tuple[Part, ...]]:
-    kept = [candidate for candidate in candidates if keep.mask(candidate.words)[0]]
+    mask = keep.mask(np.concatenate([candidate.words for candidate in candidates]))
+    kept = [candidate for candidate, taken in zip(candidates, mask.tolist(), strict=True) if taken]
     for run in cut_names([candidate.group[0].path for candidate in kept], most):
         yield tuple(Part(files=_names(candidate.group), label=candidate.label) for candidate in kept[run])
 

@@ -15,7 +15,7 @@ from components import storage
 from components.data.dataset import Dataset
 from components.data.plan import plan
 from components.data.prepare_config import PrepareConfig
-from components.data.selection import cut_names
+from components.data.selection import cut_names, first_words, words_of
 from components.data.sources.known import KnownFiles
 from components.data.verify import verify_dataset
 from tests.data.sources import write_idx, write_parquet, write_pictures, write_tar
@@ -94,6 +94,13 @@ def test_a_day_of_pictures_makes_as_many_shards_however_many_days_there_are() ->
     made = {days: [len(runs(day + 1) - runs(day)) for day in range(days, days + 6)] for days in (4, 40, 150)}
     assert all(np.median(counts) <= 16 for counts in made.values())  # two runs a day and class where they are of three quarters the length
     assert np.mean(made[150]) < 0.05 * len(runs(150))
+
+
+def test_words_of_many_files_are_those_of_each() -> None:
+    paths = ["a/1.png", "a/2.png", "ü.png"]
+    each = [words_of(7, path, np.zeros(1, np.int64))[0] for path in paths]
+    assert first_words(7, paths).tolist() == each
+    assert first_words(7, []).tolist() == []
 
 
 def test_a_limit_moves_with_the_data_and_remakes_what_it_chooses_from(tmp_path: Path) -> None:

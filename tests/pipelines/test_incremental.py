@@ -173,7 +173,7 @@ def test_on_s3(s3: str, tmp_path: Path, made: list[str], monkeypatch: pytest.Mon
     made.clear()
     read = note_files_read(monkeypatch)
     second, _ = run(data, store)
-    assert len(made) == 4
+    assert 4 <= len(made) <= 8
     assert {url for url in read if url.startswith(data)} == {f"{data}/004.tar"}
     assert not [url for url in read if url.endswith(".arrow")]
     second.verify()

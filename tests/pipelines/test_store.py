@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from components import storage
 from components.config import fingerprint
 from components.data.columns import Column
 from components.data.write import write_dataset
@@ -279,6 +280,25 @@ def test_what_an_index_tells_of_its_shards_is_not_read_to_publish(store: Store, 
     assert {url.rsplit("/", 1)[-1] for url in read} == {"index.json", "more.txt"}
     assert len(made.manifest.files) == 4
     made.verify()
+
+
+def test_what_has_another_name_already_is_not_put_on_the_disk_again(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = publish(store)
+    synced: list[str] = []
+    sync = os.fsync
+
+    def noting(descriptor: int) -> None:
+        synced.append(os.path.basename(os.readlink(f"/proc/self/fd/{descriptor}")))
+        sync(descriptor)
+
+    other = RECIPE.model_copy(update={"version": 2})
+    with store.drafting(other, never_waits) as draft:
+        storage.copy(first.path("deep", "numbers.txt"), str(draft.folder / "linked.txt"))
+        (draft.folder / "new.txt").write_text("new")
+        monkeypatch.setattr(os, "fsync", noting)
+        store.publish(draft, other, {}, 1.0, "")
+    assert {"new.txt", other.name} <= set(synced)
+    assert "linked.txt" not in synced
 
 
 @pytest.mark.parametrize("text", ["{}", "not JSON", '{"format_version": 99}'])
