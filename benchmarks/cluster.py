@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 
 from benchmarks.work import SHIPPED, SHORT_RUN
-from tests.raylets import Raylets
+from clusters.raylets import Raylets
 from tests.s3 import S3Server
 
 
@@ -49,7 +49,7 @@ def main() -> int:
         server.start()
         server.make_bucket("raymill")
         os.environ |= server.environment
-        raylets = Raylets(3, server.environment)
+        raylets = Raylets.start("benchmark", 3, environment=server.environment)
         try:
             bucket = "s3://raymill"
             from components import storage

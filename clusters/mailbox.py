@@ -65,9 +65,10 @@ class Mailbox:
             return number, posted.job
 
     async def show(self, number: int, row: dict[str, Any]) -> None:
-        """Takes a metric row for the driver."""
+        """Takes a metric row for the driver, and adds how many worker groups the job has lost."""
         async with self._changed:
-            self._posted[number].rows.append(row)
+            posted = self._posted[number]
+            posted.rows.append(row | {"restarts": posted.attempts - 1})
             self._changed.notify_all()
 
     async def end(self, number: int, user_error: str | None = None, crash: str | None = None) -> None:

@@ -35,7 +35,8 @@ ENVIRONMENT = {
 def ray_cluster(address: str | None, cpus: int) -> Iterator[None]:
     """Connects to the cluster at `address` (host:port), or starts one here with `cpus` logical CPUs, and leaves it at the end.
 
-    Raises UserError when nothing answers at `address`, or it is no Ray cluster of this version.
+    Inside a job of a Ray cluster that cluster is meant where no address is given. Raises UserError when nothing answers at `address`, it
+    is no Ray cluster of this version, or it refuses the token.
     """
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
@@ -44,8 +45,10 @@ def ray_cluster(address: str | None, cpus: int) -> Iterator[None]:
     if ray.is_initialized():  # an outer program, or a test, has connected already
         yield
         return
+    address = address or address_of_job()
     if address is not None:
         require_answer(address)
+        choose_token_mode()
     on_terminate = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(
@@ -56,10 +59,10 @@ def ray_cluster(address: str | None, cpus: int) -> Iterator[None]:
             logging_level=logging.ERROR,
             configure_logging=True,
         )
-    except (ConnectionError, RuntimeError, ValueError) as error:
+    except (ConnectionError, RuntimeError, ValueError, ray.exceptions.AuthenticationError) as error:
         raise UserError(
             f"--address {address}: {str(error).splitlines()[0]}; give the host:port of a running Ray cluster of this version, "
-            f"with RAY_AUTH_MODE and RAY_AUTH_TOKEN set as on its nodes"
+            f"with RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH (or RAY_AUTH_TOKEN) set as on its nodes"
         ) from error
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, on_terminate)  # Ray's own handler prints a native stack trace
@@ -92,14 +95,25 @@ def log_folder() -> str:
     return _global_node.get_logs_dir_path() if _global_node is not None else "/tmp/ray/session_latest/logs"
 
 
-def require_answer(address: str) -> None:
+def address_of_job() -> str | None:
+    """The cluster that this process is a job of; None outside a job."""
+    return os.environ.get("RAY_ADDRESS") if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ else None
+
+
+def choose_token_mode() -> None:
+    """Ray's clients look at no token unless they are told to: where one is named, it is meant."""
+    if any(name in os.environ for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")):
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
+
+
+def require_answer(address: str, option: str = "--address") -> None:
     """Raises UserError at once when `address` is not host:port, or nothing listens there."""
     host, _, port = address.rpartition(":")
     if not host or not port.isdigit():
-        raise UserError(f"--address {address!r} is not host:port; give the address that `ray start --head` printed, such as 10.0.0.5:6379")
+        raise UserError(f"{option} {address!r} is not host:port; give the address that `ray start --head` printed, such as 10.0.0.5:6379")
     try:
         socket.create_connection((host, int(port)), CONNECT_SECONDS).close()
     except OSError as error:
         raise UserError(
-            f"--address {address}: nothing answers ({error}); start a cluster with `ray start --head`, or leave out --address"
+            f"{option} {address}: nothing answers ({error}); start a cluster with `raymill cluster up` or `ray start --head`"
         ) from None

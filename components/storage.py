@@ -13,12 +13,13 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, BinaryIO, cast
 
-from components import object_store
+from components import object_store, s3_client
 from components.errors import UserError
+from components.object_store import Version
 from components.stamp import Stamp
 
 COPY_BYTES = 8 * 2**20
@@ -44,7 +45,7 @@ def exists(url: str) -> bool:
     with _failures("look at", url):
         if not is_remote(url):
             return os.path.exists(_local(url))
-        return object_store.stamp(_key(url)) is not None or bool(object_store.list_names(_key(url)))
+        return object_store.stamp(_key(url)) is not None or object_store.holds_objects(_key(url))
 
 
 def size(url: str) -> int | None:
@@ -153,6 +154,34 @@ def remove(url: str) -> None:
                 os.unlink(path)
 
 
+def abandon_uploads(url: str) -> None:
+    """Removes the parts that killed processes sent for files below an `s3://` folder where nobody writes now; a server may not let us."""
+    if is_remote(url):
+        with suppress(UserError), _failures("clean up", url):
+            object_store.abandon_uploads(_key(url))
+
+
+def read_version(url: str, patience: float | None = None) -> Version | None:
+    """A small file on `s3://` with what tells its versions apart; None when there is none."""
+    with _failures("read", url):
+        return object_store.read_version(_key(url), patience)
+
+
+def write_if(url: str, data: bytes, etag: str | None, patience: float | None = None) -> str:
+    """Writes a small file on `s3://` if it is of version `etag` still (None: not there) and returns its new version.
+
+    Raises `ConditionFailed` when it is not; as an answer may be lost, the caller looks whether the bytes there are its own.
+    """
+    with _failures("write", url):
+        return object_store.write_if(_key(url), data, etag, patience)
+
+
+def remove_if(url: str, etag: str, patience: float | None = None) -> None:
+    """Removes a file on `s3://` that is of version `etag` still; raises `ConditionFailed` when it is another one's."""
+    with _failures("remove", url):
+        object_store.remove_if(_key(url), etag, patience)
+
+
 def upload(local_file: str, url: str) -> None:
     """Copies a local file to `url` in one atomic step."""
     with _failures("write", url):
@@ -185,12 +214,14 @@ def copy(url: str, to: str) -> None:
             upload(url, to)
 
 
-def upload_folder(local: str, url: str, last: str) -> None:
-    """Copies every file below the local folder, `last` (a relative path) after all others: it is the commit."""
+def upload_folder(local: str, url: str, last: str, before_last: Callable[[], None] = lambda: None) -> None:
+    """Copies every file below the local folder, `last` (a relative path) after all others: the commit. `before_last` may raise."""
     files = list_files(local)
     assert last in files, f"{local} holds no {last} to commit with"
-    for file in [*(f for f in files if f != last), last]:
+    for file in [f for f in files if f != last]:
         upload(join(local, file), join(url, file))
+    before_last()
+    upload(join(local, last), join(url, last))
 
 
 def sha256_file(local_path: str) -> str:
@@ -300,9 +331,7 @@ def _cause(error: Exception, url: str) -> str | None:
     if isinstance(error, OSError) and error.errno in _ADVICE:
         return _ADVICE[error.errno]
     if is_remote(url):
-        if isinstance(error, FileNotFoundError):
-            return "there is no such object or bucket; check the URL, and make the bucket if it is new"
-        explained = object_store.explain(error)
+        explained = s3_client.explain(error)
         if explained is not None:
             return explained
     elif isinstance(error, FileNotFoundError):

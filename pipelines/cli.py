@@ -10,11 +10,14 @@ from typing import Annotated, Any
 
 import typer
 
+from clusters.code_package import require_version
 from components import storage
 from components.errors import UserError
 from components.report.numbers import duration, figure
 from pipelines.catalogue import PIPELINES, find_pipeline
+from pipelines.cluster_command import cluster
 from pipelines.face_commands import faces
+from pipelines.job_commands import jobs, logs, stop, submit
 from pipelines.options import (
     AddressOption,
     ConfigOption,
@@ -29,6 +32,7 @@ from pipelines.options import (
     counted,
     shown,
     table,
+    watched,
 )
 from pipelines.shell import Answer, answer
 from pipelines.store import COMMIT, Store, open_artifact
@@ -37,15 +41,17 @@ from pipelines.workers import Workers
 
 app = typer.Typer(rich_markup_mode=None, add_completion=False, pretty_exceptions_enable=False)
 app.add_typer(faces, name="faces")
+app.add_typer(cluster, name="cluster")
 
 
 def main(argv: list[str] | None = None) -> int:
     """Runs one command line and returns its exit code."""
     arguments = sys.argv[1:] if argv is None else argv
+    own = arguments[: arguments.index("--")] if "--" in arguments else arguments  # what follows is a job's
     return answer(
         lambda: app(args=arguments, prog_name="raymill", standalone_mode=False),
-        as_json="--json" in arguments,
-        verbose="--verbose" in arguments,
+        as_json="--json" in own,
+        verbose="--verbose" in own,
     )
 
 
@@ -58,6 +64,7 @@ def raymill(context: typer.Context) -> None:
     raymill run tokens data=~/pictures          the same on your own pictures
     raymill list                                families, pipelines, and what is in the store
     """
+    require_version()
     if context.invoked_subcommand is None:
         print(context.get_help())
 
@@ -113,7 +120,7 @@ def run(
     )
     place = Store(store)
     command = again("run", pipeline, *assignments, preset=preset or chosen.default_preset, config=config)
-    with console(json) as progress, Workers(workers, address) as crew:
+    with watched(json, pipeline) as progress, Workers(workers, address, progress) as crew:
         done = chosen.run(settings, place, crew, progress, command)
     made = [name for name, (_, new) in done.items() if new]
     artifacts = {name: shown(found) | {"made": new} for name, (found, new) in done.items()}
@@ -178,9 +185,11 @@ def prepare(
     from pipelines.settings import configure
 
     settings = configure(PrepareConfig(), {}, None, config, overrides or [])
-    with console(json) as progress, Workers(workers, address) as crew:
+    with watched(json, "prepare") as progress, Workers(workers, address, progress) as crew:
         progress.begins("prepare")
-        index = prepare_data(source, out, settings, crew, lambda row: progress.reports("prepare", row))
+        index = prepare_data(
+            source, out, settings, crew, lambda row: progress.reports("prepare", row), lambda owner: progress.waits("prepare", owner)
+        )
     rows = {split: index.num_rows(split) for split in index.splits}
     shape = {name: list(column.shape) for name, column in index.columns.items()}
     values = {"data": out, "fingerprint": index.fingerprint, "rows": rows, "columns": shape, "classes": list(index.class_names)}
@@ -216,7 +225,7 @@ def train(
         Training.parse({"family": family}, "command line"), family_preset(family, preset or ""), preset, config, assignments
     )
     command = again("train", family, data, *assignments, preset=preset, config=config, with_=with_)
-    with console(json) as progress, Workers(workers, address) as crew:
+    with watched(json, family) as progress, Workers(workers, address, progress) as crew:
         artifact, made = make_model(settings, data, with_ or [], place, crew, progress, command)
     state = "made" if made else "there already; nothing to do"
     values = shown(artifact) | {
@@ -228,7 +237,8 @@ def train(
     return Answer(values, [f"{artifact.name}: {state}", *table(numbers), f"model: {values['model']}"])
 
 
-app.command()(sweep)
+for command in (sweep, submit, jobs, logs, stop):
+    app.command()(command)
 
 
 @app.command()

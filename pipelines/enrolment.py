@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any, cast
 
 import numpy as np
@@ -17,7 +15,7 @@ from components.faces.aligner import FaceConfig, Several
 from components.faces.gallery import Gallery, GalleryHeader, read_gallery, write_gallery
 from components.faces.system import FaceModel, FaceSystem, SeenFace, similarity
 from components.families.model_folder import COMMIT, load_model
-from pipelines.lock import locked
+from components.lease import writing
 from pipelines.shell import Answer
 from pipelines.store import Store
 from pipelines.training import find_model
@@ -36,7 +34,7 @@ def enroll(
 ) -> Answer:
     """Adds the people of `people_folder/NAME/*` to the gallery file, made when it is new; nothing is written unless all went well.
 
-    Others who add people to a local file meanwhile lose none; on s3:// the last to write decides. Raises UserError for a picture that is
+    Others who add people to the file meanwhile lose none, on s3:// neither. Raises UserError for a picture that is
     unreadable or shows no face or several, a person without pictures or known already, and a gallery of another model.
     """
     names, pictures = folder_pictures(people_folder)
@@ -49,8 +47,9 @@ def enroll(
     for picture in pictures:
         found[names[picture.label]].append(system.only(picture.read(), picture.place, several).embedding)
     people = {name: np.stack(embeddings) for name, embeddings in found.items()}
-    with _alone(gallery):
+    with writing(gallery, lambda owner: None) as lease:  # for as long as one file takes to write
         after = _to_add_to(gallery, url, system, threshold, newcomers).enrol(people, replace)
+        lease.check()
         write_gallery(after, gallery)
     values = {"gallery": gallery, "people": len(after.names), "enrolled": {name: len(vectors) for name, vectors in found.items()}}
     values |= {"threshold": after.header.threshold, "false_accept_rate": after.header.false_accept_rate}
@@ -147,21 +146,6 @@ def _to_add_to(gallery: str, model_url: str, system: FaceSystem, threshold: floa
     if known := next((name for name in newcomers if name in people.names), None):
         raise UserError(f"{gallery} has {known!r} already; take the folder away, or give --replace to enrol known people anew")
     return people if threshold is None else people.with_threshold(threshold)
-
-
-@contextmanager
-def _alone(gallery: str) -> Iterator[None]:
-    """No other process adds people to a local gallery while the block runs."""
-    if storage.is_remote(gallery):
-        yield
-        return
-    file = Path(gallery.removeprefix("file://")).resolve()
-    try:
-        with locked(file.with_name(f".{file.name}.lock"), lambda owner: None):  # for as long as one file takes to write
-            yield
-    except OSError as error:
-        cause = "a part of the path is a file" if isinstance(error, (FileExistsError, NotADirectoryError)) else error.strerror or error
-        raise UserError(f"gallery {gallery} cannot be written: {cause}; name another place") from None
 
 
 def _gallery_and_system(

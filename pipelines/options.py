@@ -11,6 +11,7 @@ import typer
 
 from pipelines.console import Console
 from pipelines.store import Artifact
+from pipelines.watching import Watched
 
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Options of the config by dotted name.")]
 StoreOption = Annotated[str, typer.Option("--store", help="Folder or s3:// URL of the artifacts.", envvar="RAYMILL_STORE")]
@@ -30,6 +31,13 @@ def console(quiet: bool) -> Iterator[Console]:
         yield shown
     finally:
         shown.close()
+
+
+@contextmanager
+def watched(quiet: bool, name: str) -> Iterator[Watched]:
+    """As `console`, for a command with workers: metrics tell of it under `name`."""
+    with console(quiet) as shown:
+        yield Watched(shown, name)
 
 
 def again(*words: str, preset: str | None, config: str | None, with_: list[str] | None = None) -> str:

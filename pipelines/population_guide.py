@@ -229,7 +229,19 @@ class PopulationGuide(Judged):
     def _progress(self) -> dict[str, Any]:
         members, place = len(self._members), len(self._generations) - 1
         done = place * members + sum(member.outcome is not None for member in self._members)
-        return {"step": done, "steps": len(self._spans) * members, "facts": [f"generation {place + 1} of {len(self._spans)}"]}
+        ended = [member.outcome.state for member in self._members if member.outcome is not None]
+        trials = {state: ended.count(state) for state in ("finished", "failed")} | {
+            "running": sum(self._members[number].outcome is None for number in self._given)
+        }
+        scores = [score for score in self._scores(place) if math.isfinite(score)]
+        best = {self._judge.score: min(scores) if self._judge.best == "min" else max(scores)} if scores else {}
+        return {
+            "step": done,
+            "steps": len(self._spans) * members,
+            "facts": [f"generation {place + 1} of {len(self._spans)}"],
+            "trials": trials | {"waiting": members - sum(trials.values())},
+            "best": best,
+        }
 
     def _tell(self, scores: list[float], copied: list[int | None]) -> None:
         """One line about a generation that came to its end."""

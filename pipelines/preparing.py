@@ -25,21 +25,25 @@ def prepare_data(
     config: PrepareConfig,
     workers: Workers,
     report: Callable[[Mapping[str, Any]], None],
+    waiting: Callable[[str], None] = lambda owner: None,
     reuse: Reuse | None = None,
 ) -> DatasetIndex:
-    """Makes the data set at `out`; progress counts shards. Raises UserError naming the file of the source that is at fault."""
+    """Makes the data set at `out`; progress counts shards. Raises UserError naming the file of the source that is at fault.
+
+    `waiting` is told which other process writes to `out`, for whose end this one waits.
+    """
     from clusters.preprocess import prepare
 
     def progress(done: int, total: int, rows: int) -> None:
-        report({"step": done, "steps": total})
+        report({"step": done, "steps": total, "shards": {"done": done, "total": total, "rows": rows}})
 
-    return prepare(source, out, config, workers.connect(), progress, reuse)
+    return prepare(source, out, config, workers.connect(), progress, waiting, reuse)
 
 
 def prepare_stage(name: str, data: Source, task: Task[PrepareConfig]) -> None:
     """The work of the stage called `name`: reads what is new in the source, makes the shards that no earlier artifact of it has."""
     reuse = Reuse(data.files, tuple(task.store.newest(name, LOOKED_THROUGH)))
-    prepare_data(data.url, task.draft.out, task.config, task.workers, task.report, reuse)
+    prepare_data(data.url, task.draft.out, task.config, task.workers, task.report, reuse=reuse)
 
 
 def align_people(people: str, out: str, config: AlignedConfig, report: Callable[[Mapping[str, Any]], None]) -> DatasetIndex:

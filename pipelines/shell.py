@@ -29,10 +29,11 @@ INTERRUPTED = 130
 
 @dataclass(frozen=True)
 class Answer:
-    """What a command found or made: JSON values for `--json`, lines for people."""
+    """What a command found or made: JSON values for `--json`, lines for people; another exit code where it tells of another's end."""
 
     values: dict[str, Any]
     lines: list[str] = field(default_factory=list)
+    code: int = 0
 
 
 def answer(call: Callable[[], Any], as_json: bool, verbose: bool) -> int:
@@ -56,6 +57,7 @@ def answer(call: Callable[[], Any], as_json: bool, verbose: bool) -> int:
             return _fail(say, as_json, INTERRUPTED, "stopped; the same command goes on where it stopped")
         if isinstance(result, Answer):
             say(json.dumps(result.values, ensure_ascii=False) if as_json else "\n".join(result.lines))
+            return result.code
         return result if isinstance(result, int) else 0
 
 

@@ -203,7 +203,13 @@ def make(
             return found, False
         progress.begins(name)
         started = time.perf_counter()
-        task = Task(step.section, draft, workers, lambda row: progress.reports(name, row), command, store)
+
+        def report(row: Mapping[str, Any]) -> None:
+            if draft.lease.lost:
+                draft.lease.check()  # raises, naming who has it
+            progress.reports(name, row)
+
+        task = Task(step.section, draft, workers, report, command, store)
         step.stage.make(**step.sources, **inputs, task=task)
         places = {source_name: source.url for source_name, source in step.sources.items()}
         return store.publish(draft, step.recipe, places, time.perf_counter() - started, command), True

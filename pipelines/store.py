@@ -2,7 +2,8 @@
 
     store/artifacts/<stage>-<fingerprint>/   artifact.json names and checksums every file; without it the folder does not exist
     store/runs/<stage>-<fingerprint>/        the work folder of a stage in the making (checkpoints); outlives a killed process
-    store/staging/, store/locks/             a local store only: drafts that are renamed into artifacts/, and who makes them
+    store/locks/                             who is making which artifact now (`components/lease.py`)
+    store/staging/                           a local store only: drafts that are renamed into artifacts/
     store/cache/                             what may be thrown away at any time
 
 A local store and an s3:// one hold the same. There a draft lies where the artifact will, and `artifact.json`, written last, publishes it.
@@ -18,7 +19,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -30,7 +31,7 @@ from components import storage
 from components.config import Config, fingerprint
 from components.data.index import INDEX, read_index
 from components.errors import UserError, did_you_mean
-from pipelines.lock import is_locked, locked
+from components.lease import LEASE_SECONDS, Lease, LeaseLost, clear, held, is_held
 
 COMMIT = "artifact.json"
 FORMAT_VERSION = 1
@@ -112,6 +113,7 @@ class Draft:
     folder: Path  # on this machine; on a remote store its files are uploaded at the end
     out: str  # the same place for workers on any machine: where the artifact will lie on a remote store, `folder` on a local one
     work: str  # survives a kill; removed once the artifact is published
+    lease: Lease  # on making it; checked before it is published
 
     def adopt(self, url: str, name: str) -> None:
         """Copies the file or folder at `url` into the draft as `name`; nothing at `url` is moved, so a kill loses nothing."""
@@ -123,11 +125,15 @@ class Draft:
 
 
 class Store:
-    """The artifacts below `url`, a local folder or an s3:// prefix. Nothing is created before the first draft."""
+    """The artifacts below `url`, a local folder or an s3:// prefix. Nothing is created before the first draft.
 
-    def __init__(self, url: str) -> None:
+    `lease_seconds` is for how long a killed process keeps others from making the same artifact on s3://.
+    """
+
+    def __init__(self, url: str, lease_seconds: float = LEASE_SECONDS) -> None:
         self.url = url if storage.is_remote(url) else os.path.abspath(url)
         self._local = not storage.is_remote(url)
+        self._lease_seconds = lease_seconds
 
     def place(self, *parts: str) -> str:
         return storage.join(self.url, *parts)
@@ -178,41 +184,44 @@ class Store:
 
     @contextmanager
     def drafting(self, recipe: Recipe, waiting: Callable[[str], None]) -> Iterator[Draft]:
-        """A fresh draft of `recipe`, removed again unless it is published. One process at a time: on a local store others wait.
+        """A fresh draft of `recipe`, removed again unless it is published. One process at a time, of all machines: others wait.
 
         The caller looks for the artifact again once inside, since the process it waited for may have made it. After a mistake of the user
-        the work folder goes too, unless it holds checkpoints.
+        the work folder goes too, unless it holds checkpoints. Raises LeaseLost when another process took over, whose it all is then.
         """
         work = self.place("runs", recipe.name)
+        drafted = self._local_draft if self._local else self._remote_draft
         try:
-            with self._explained(), self._local_draft(recipe, waiting) if self._local else self._remote_draft(recipe) as (folder, out):
-                yield Draft(folder, out, work)
+            with self._explained(), self._leased(recipe, waiting) as lease, drafted(recipe) as (folder, out):
+                yield Draft(folder, out, work, lease)
+        except LeaseLost:
+            raise
         except UserError:
             if not storage.list_names(storage.join(work, "checkpoints")):
                 storage.remove(work)
             raise
 
     @contextmanager
-    def _local_draft(self, recipe: Recipe, waiting: Callable[[str], None]) -> Iterator[tuple[Path, str]]:
+    def _local_draft(self, recipe: Recipe) -> Iterator[tuple[Path, str]]:
         folder = Path(self.place("staging", recipe.name))
-        with locked(Path(self.place("locks", f"{recipe.name}.lock")), waiting):
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        try:
+            yield folder, str(folder)
+        finally:
             shutil.rmtree(folder, ignore_errors=True)
-            folder.mkdir(parents=True)
-            try:
-                yield folder, str(folder)
-            finally:
-                shutil.rmtree(folder, ignore_errors=True)
 
     @contextmanager
     def _remote_draft(self, recipe: Recipe) -> Iterator[tuple[Path, str]]:
         out = self.place("artifacts", recipe.name)
         if not storage.exists(storage.join(out, COMMIT)):
             storage.remove(out)
+            storage.abandon_uploads(out)
         with tempfile.TemporaryDirectory(prefix="raymill-") as scratch:
             yield Path(scratch), out
 
     def publish(self, draft: Draft, recipe: Recipe, sources: dict[str, str], seconds: float, command: str) -> Artifact:
-        """Makes the draft visible as an artifact by one atomic step, then removes its work folder."""
+        """Makes the draft visible as an artifact by one atomic step, then removes its work folder. Raises LeaseLost if it is another's."""
         url = self.place("artifacts", recipe.name)
         told, sizes = _told_by_index(draft.out), storage.file_sizes(draft.out)
         files = {
@@ -232,7 +241,7 @@ class Store:
         )
         storage.write_json(str(draft.folder / COMMIT), manifest.to_json())
         if not self._local:
-            storage.upload_folder(str(draft.folder), url, last=COMMIT)
+            storage.upload_folder(str(draft.folder), url, last=COMMIT, before_last=draft.lease.check)
         else:
             _sync(draft.folder)
             shutil.rmtree(url, ignore_errors=True)  # at most the remains of an artifact whose manifest was removed by hand
@@ -244,18 +253,21 @@ class Store:
 
     def discard(self, recipe: Recipe) -> None:
         """Removes the work folder of `recipe`, unless a process is at it."""
-        if not self._local or not is_locked(Path(self.place("locks", f"{recipe.name}.lock"))):
+        if not is_held(self._lock(recipe.name)):
             storage.remove(self.place("runs", recipe.name))
 
     def sweep(self) -> None:
-        """Removes what killed processes left and nobody needs: drafts without a maker, work folders of published artifacts."""
+        """Removes what killed processes left and nobody needs: drafts and locks without a maker, work folders of published artifacts."""
         for name in storage.list_names(self.place("runs")):
             if storage.exists(self.place("artifacts", name, COMMIT)):
                 storage.remove(self.place("runs", name))
         if self._local:
             for name in storage.list_names(self.place("staging")):
-                if not is_locked(Path(self.place("locks", f"{name}.lock"))):
+                if not is_held(self._lock(name)):
                     storage.remove(self.place("staging", name))
+        else:
+            for name in storage.list_names(self.place("locks")):
+                clear(self.place("locks", name))
 
     def tidy(self) -> None:
         """Removes the store's own folders where they are empty, so that a failed first run leaves nothing behind."""
@@ -264,6 +276,12 @@ class Store:
                 os.rmdir(self.place(folder) if folder else self.url)
             except OSError:  # missing or in use
                 continue
+
+    def _leased(self, recipe: Recipe, waiting: Callable[[str], None]) -> AbstractContextManager[Lease]:
+        return held(self._lock(recipe.name), waiting, seconds=self._lease_seconds)
+
+    def _lock(self, name: str) -> str:
+        return self.place("locks", f"{name}.lock")
 
     @contextmanager
     def _explained(self) -> Iterator[None]:

@@ -16,9 +16,9 @@ from pipelines.options import (
     StoreOption,
     VerboseOption,
     again,
-    console,
     counted,
     shown,
+    watched,
 )
 from pipelines.shell import Answer
 from pipelines.store import Store
@@ -63,7 +63,7 @@ def sweep(
     spaces = [word for text in vary or [] for word in ("--vary", text)]
     command = again("sweep", family, data, *assignments, *flags, *spaces, preset=preset, config=config, with_=with_)
     at_once = (os.cpu_count() or 1) if workers is None else workers
-    with console(json) as progress, Workers(at_once, address) as crew:
+    with watched(json, f"sweep-{family}") as progress, Workers(at_once, address, progress) as crew:
         artifact, made = make_sweep(settings, data, with_ or [], preset, Store(store), crew, workers, progress, command)
     found = read_trials(artifact)
     best = found["trials"][found["best"]]

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from components import storage
 from components.config import Config
@@ -300,7 +300,10 @@ class SweepGuide(Judged):
         facts = [f"{running} running", f"{self._config.trials - done - running} waiting"]
         if best is not None:
             facts.insert(0, f"best {self._judge.score} {number(self.score(best) or 0.0)} (trial {best.number})")
-        return {"step": done, "steps": self._config.trials, "facts": facts}
+        counts = {state: states.count(state) for state in get_args(State)}
+        counts["waiting"] = self._config.trials - done - running
+        bests = {} if best is None else {self._judge.score: self.score(best)}
+        return {"step": done, "steps": self._config.trials, "facts": facts, "trials": counts, "best": bests}
 
     def _told(self, entry: Entry) -> str:
         """One line about a trial that came to its end."""

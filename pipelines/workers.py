@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 from components.errors import UserError
+from pipelines.watching import JOB, Watched
 
 if TYPE_CHECKING:
     from clusters.train import WorkerGroup
@@ -17,12 +19,14 @@ if TYPE_CHECKING:
 class Workers:
     """`count` data-parallel workers. Ray is imported and started by the first stage that needs it, and kept to the end of the run."""
 
-    def __init__(self, count: int, address: str | None = None) -> None:
+    def __init__(self, count: int, address: str | None = None, watched: Watched | None = None) -> None:
+        """`watched` is what metrics tell of the run: on a cluster at an address to its hub, here if a port is set for it."""
         if count < 0:
             raise UserError(f"--workers {count} is not valid; give 0 for this process alone, or the number of Ray workers")
         if count == 0 and address is not None:
             raise UserError(f"--address {address} has no effect with --workers 0; give the number of workers on that cluster")
-        self.count, self.address = count, address
+        self.count, self.address, self._watched = count, address, watched
+        self._shares_cluster = count > 0 and (address is not None or JOB in os.environ)
         self._session = ExitStack()
         self._connected = False
         self._group: WorkerGroup | None = None
@@ -33,6 +37,10 @@ class Workers:
             from clusters.session import ray_cluster
 
             self._session.enter_context(ray_cluster(self.address, self.count))
+            if self._watched is not None and self._shares_cluster:
+                from clusters.metrics import told_to_cluster
+
+                self._session.enter_context(told_to_cluster(self._watched.state))
             self._connected = True
         return self.count
 
@@ -62,7 +70,13 @@ class Workers:
         run_trials(guide, cpus, gpus, at_most)
 
     def __enter__(self) -> Workers:
+        if self._watched is not None and not self._shares_cluster and os.environ.get("RAYMILL_METRICS_PORT"):
+            from clusters.metrics import told_here
+
+            self._session.enter_context(told_here(self._watched.state))
         return self
 
-    def __exit__(self, *problem: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *problem: object) -> None:
+        if self._watched is not None:
+            self._watched.closes(failed=kind is not None)
         self._session.close()

@@ -37,7 +37,10 @@ def test_ray_is_imported_in_clusters_alone() -> None:
     assert not files
 
 
-@pytest.mark.parametrize(("module", "absent"), [("pipelines.cli", ["ray", "torch", "matplotlib"]), ("clusters.mailbox", ["torch", "ray"])])
+@pytest.mark.parametrize(
+    ("module", "absent"),
+    [("pipelines.cli", ["ray", "torch", "matplotlib"]), ("clusters.mailbox", ["torch", "ray"]), ("clusters.raylets", ["torch", "ray"])],
+)
 def test_quick_to_import(module: str, absent: list[str]) -> None:
     code = f"import sys, {module}; print([name for name in {absent!r} if name in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"

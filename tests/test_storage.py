@@ -170,7 +170,7 @@ def test_an_endpoint_that_is_not_there(s3: str, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_a_bucket_that_is_not_there(s3: str) -> None:
-    with pytest.raises(UserError, match="cannot write s3://no-such-bucket/x: there is no such object or bucket"):
+    with pytest.raises(UserError, match="cannot write s3://no-such-bucket/x: there is no such bucket"):
         storage.write_bytes("s3://no-such-bucket/x", b"1")
 
 

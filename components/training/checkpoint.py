@@ -8,6 +8,7 @@ worker ever holds them all, and read again by any number of workers.
 from __future__ import annotations
 
 import tempfile
+import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,6 +55,7 @@ class CheckpointFolder:
         self._keep_last, self._keep_best, self._best_is = keep_last, keep_best, best_is
         self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
         self._pending: Future[None] | None = None
+        self.committed: dict[str, float] = {}  # step and Unix time of the last checkpoint that this process completed
 
     def save(self, step: int, family: str, state: State, score: float | None = None, rows: Rows | None = None) -> None:
         """Copies the state to the host and returns; the write goes on behind. Waits for (and raises from) the write before it.
@@ -110,6 +112,7 @@ class CheckpointFolder:
             manifest: dict[str, Any] = {"format_version": FORMAT_VERSION, "step": step, "family": family, "score": score}
             storage.write_json(str(local / COMMIT), manifest | {"rows": row_files, "sha256": sums})
             storage.upload_folder(str(local), folder, last=COMMIT)
+        self.committed = {"step": step, "time": time.time()}
         self._prune()
 
     def _prune(self) -> None:

@@ -126,12 +126,13 @@ def execute(job: TrainingJob, outlet: Outlet) -> None:
     _require_same_model(job, record, trainer.family)
     if held_out is not None:
         trainer.family.require_fitting(held_out.shape, held_out.url, held_out.split)  # now, not when the training is done
-    show = outlet.show
-    trainer.outlet = outlet = replace(outlet, record=record, show=lambda row: show(row | {"steps": job.train.steps}))
     with outlet.world.apart() if trainer.family.sharded else nullcontext() as writers:
         checkpoints = CheckpointFolder(
             storage.join(job.run, CHECKPOINTS), job.train.keep_last, job.train.keep_best, trainer.family.headline[1], writers
         )
+        facts = {"steps": job.train.steps, "family": job.family, "workers": outlet.world.size}
+        show = outlet.show
+        trainer.outlet = outlet = replace(outlet, record=record, show=lambda row: show(row | facts | {"checkpoint": checkpoints.committed}))
         with closing(checkpoints):  # whatever happens, the last save gets onto storage
             steps = _run(job, trainer, checkpoints, data, held_out)
     scores = trainer.evaluate(held_out, None) if held_out is not None and job.until is None else {}

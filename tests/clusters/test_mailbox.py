@@ -18,7 +18,7 @@ def test_a_job_goes_to_every_worker_and_its_rows_come_back() -> None:
         assert [await task for task in waiting] == [(number, {"steps": 3})] * 2
         await box.show(number, {"step": 1})
         await box.show(number, {"step": 2})
-        assert await box.news(number, 1, 0.1) == ([{"step": 2}], False, None, None)
+        assert await box.news(number, 1, 0.1) == ([{"step": 2, "restarts": 0}], False, None, None)
         await box.end(number)
         assert await box.news(number, 2, 0.1) == ([], True, None, None)
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -148,6 +150,33 @@ def test_a_failure_while_writing_leaves_the_earlier_data_set(tmp_path: Path, mon
     assert content(tmp_path / "out") == before
     dataset = Dataset.open(str(tmp_path / "out"))
     assert len(dataset.take(np.arange(dataset.num_rows))["label"]) == dataset.num_rows
+
+
+@pytest.mark.parametrize("kind", ["local", "s3"])
+def test_two_who_prepare_one_place_take_turns(kind: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    out = str(tmp_path / "out") if kind == "local" else f"{request.getfixturevalue('s3')}/out"
+    write_idx(tmp_path / "source", "train", 60)
+    owners: list[str] = []
+    inside, go_on = threading.Event(), threading.Event()
+
+    def pause(done: int, total: int, rows: int) -> None:
+        inside.set()
+        assert go_on.wait(60)
+
+    def wait(owner: str) -> None:
+        owners.append(owner)
+        go_on.set()
+
+    first = threading.Thread(target=prepare, args=(str(tmp_path / "source"), out, CONFIG, 0, pause))
+    first.start()
+    assert inside.wait(60)
+    progress: list[tuple[int, int, int]] = []
+    prepare(str(tmp_path / "source"), out, CONFIG, 0, lambda *numbers: progress.append(numbers), wait)
+    first.join()
+    assert [owner.split(" on ")[0] for owner in owners] == [f"process {os.getpid()}"]
+    assert [done == total for done, total, _ in progress] == [True], "the second found all made"
+    assert not [file for file in storage.list_files(out.removesuffix("/out")) if file.endswith(".lock")]
+    verify_dataset(out)
 
 
 def test_an_index_of_another_version_is_replaced(tmp_path: Path) -> None:

@@ -23,7 +23,23 @@ from pipelines.stage import Pipeline, Task, stage
 from pipelines.store import Artifact
 from pipelines.tokens import TOKENS, TokensConfig
 
-COMMANDS = ("list", "fetch", "prepare", "train", "sweep", "run", "sample", "evaluate", "export", "report", "verify")
+COMMANDS = (
+    "list",
+    "fetch",
+    "prepare",
+    "train",
+    "sweep",
+    "run",
+    "sample",
+    "evaluate",
+    "export",
+    "report",
+    "verify",
+    "submit",
+    "jobs",
+    "logs",
+    "stop",
+)
 
 
 class WordsConfig(Config):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,11 +17,12 @@ from torch import Tensor, nn
 
 from components.config import Config
 from components.errors import UserError
-from components.faces.gallery import read_gallery
+from components.faces.gallery import Gallery, read_gallery
 from components.families import catalogue
 from components.families.classifier import Classifier
 from components.families.contract import Family
 from components.families.model_folder import save_model
+from pipelines import enrolment
 from pipelines.enrolment import check_claim, compare, enroll, identify
 from tests.faces.samples import crops, shots
 
@@ -127,6 +129,28 @@ def test_people_are_added_to_a_gallery(world: Path) -> None:
     before = Path("gallery.arrow").read_bytes()
     assert enroll("model", "more", "gallery.arrow", replace=True).values["people"] == 4
     assert Path("gallery.arrow").read_bytes() == before
+
+
+def test_who_enrols_at_once_loses_nobody(world: Path, s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second begins to write while the first is between reading the gallery and writing it."""
+    gallery = f"{s3}/gallery.arrow"
+    enroll("model", "people", gallery, PADDED)
+    for number, name in enumerate(("dan", "eve")):
+        Path(f"more-{name}/{name}").mkdir(parents=True)
+        shutil.copy(f"asked/stranger-{number}.jpg", f"more-{name}/{name}")
+    second = threading.Thread(target=enroll, args=("model", "more-eve", gallery))
+    write = enrolment.write_gallery
+
+    def write_late(people: Gallery, url: str) -> None:
+        if second.ident is None:
+            second.start()
+            second.join(3.0)  # without the lease it ends within
+        write(people, url)
+
+    monkeypatch.setattr(enrolment, "write_gallery", write_late)
+    enroll("model", "more-dan", gallery)
+    second.join()
+    assert {"dan", "eve"} <= set(read_gallery(gallery).names)
 
 
 def test_galleries_outlive_a_new_threshold_of_the_model(world: Path) -> None:

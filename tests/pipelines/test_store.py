@@ -18,7 +18,7 @@ from components.config import fingerprint
 from components.data.columns import Column
 from components.data.write import write_dataset
 from components.errors import UserError
-from pipelines.lock import is_locked, locked
+from components.lock import is_locked, locked
 from pipelines.source import SourceReader
 from pipelines.store import COMMIT, Artifact, Draft, Recipe, Store, open_artifact
 from tests.reading import note_files_read

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import hashlib
+import multiprocessing
+import os
+import socket
+import time
 from pathlib import Path
 
 import pytest
 
 from components import storage
 from components.errors import UserError
+from components.lease import LeaseLost
 from pipelines.source import SourceReader
 from pipelines.store import COMMIT, Artifact, Recipe, Store
 
 RECIPE = Recipe(stage="numbers", version=1, config={"count": 3}, inputs={"data": "00"})
+SPAWN = multiprocessing.get_context("spawn")
 
 
 def never_waits(owner: str) -> None:
@@ -95,6 +101,74 @@ def test_the_work_folder_outlives_a_failure_and_is_swept_after_publication(s3: s
     storage.write_bytes(left, b"1")  # as if the driver had been killed between publication and removal
     store.sweep()
     assert not storage.exists(left)
+
+
+def _publish_slowly(url: str, barrier, order) -> None:
+    store = Store(url, lease_seconds=2.0)
+    barrier.wait(60)
+    with store.drafting(RECIPE, lambda owner: order.put(f"waits for {owner}")) as draft:
+        if store.find(RECIPE) is not None:
+            order.put("found")
+            return
+        storage.write_bytes(storage.join(draft.out, "pid.txt"), str(os.getpid()).encode())
+        time.sleep(3.0)
+        store.publish(draft, RECIPE, {}, 0.0, "")
+        order.put("made")
+
+
+def test_two_machines_make_one_artifact_once(s3: str) -> None:
+    barrier, order = SPAWN.Barrier(2), SPAWN.Queue()
+    both = [SPAWN.Process(target=_publish_slowly, args=(s3, barrier, order)) for _ in range(2)]
+    for process in both:
+        process.start()
+    waits, *then = [order.get(timeout=120) for _ in range(3)]
+    for process in both:
+        process.join()
+    assert then == ["made", "found"]
+    maker = int(storage.read_bytes(Store(s3).resolve("numbers").path("pid.txt")))
+    assert waits == f"waits for process {maker} on {socket.gethostname()}"
+    assert {file.split("/")[0] for file in storage.list_files(s3)} == {"artifacts"}
+
+
+def _draft_for_ever(url: str, ready) -> None:
+    with Store(url, lease_seconds=1.0).drafting(RECIPE, never_waits) as draft:
+        storage.write_bytes(storage.join(draft.out, "half.txt"), b"half")
+        storage.write_bytes(storage.join(draft.work, "checkpoints", "one"), b"1")
+        ready.set()
+        time.sleep(120)
+
+
+def test_after_a_kill_the_next_goes_on_and_no_lock_stays(s3: str) -> None:
+    ready = SPAWN.Event()
+    killed = SPAWN.Process(target=_draft_for_ever, args=(s3, ready))
+    killed.start()
+    assert ready.wait(60)
+    store = Store(s3, lease_seconds=1.0)
+    store.discard(RECIPE)
+    store.sweep()
+    assert storage.exists(store.place("runs", RECIPE.name, "checkpoints", "one")), "it is in use"
+    killed.kill()
+    killed.join()
+    with store.drafting(RECIPE, lambda owner: None) as draft:
+        assert storage.list_files(draft.out) == []
+        assert storage.list_files(draft.work) == ["checkpoints/one"]
+        store.publish(draft, RECIPE, {}, 0.0, "")
+    assert {file.split("/")[0] for file in storage.list_files(s3)} == {"artifacts"}
+
+
+def test_who_lost_the_lease_publishes_and_removes_nothing(s3: str) -> None:
+    store = Store(s3)
+
+    def lose() -> None:
+        with store.drafting(RECIPE, never_waits) as draft:
+            storage.write_bytes(storage.join(draft.work, "run.json"), b"{}")
+            storage.write_bytes(store.place("locks", f"{RECIPE.name}.lock"), b'{"pid": 7, "host": "elsewhere"}')
+            store.publish(draft, RECIPE, {}, 0.0, "")
+
+    with pytest.raises(LeaseLost, match="was lost to process 7 on elsewhere"):
+        lose()
+    assert store.find(RECIPE) is None
+    assert storage.list_files(s3) == [f"locks/{RECIPE.name}.lock", f"runs/{RECIPE.name}/run.json"]
 
 
 def test_a_source_has_one_fingerprint_wherever_it_lies(s3: str, tmp_path: Path) -> None:
