@@ -181,11 +181,11 @@ class Pipeline:
             for step in steps:
                 inputs = {name: done[name][0] if need is not None else None for name, need in step.needs.items()}
                 done[step.stage.name] = found, made = make(step, inputs, store, workers, progress, command)
+                sources.remember()  # not only at the end: training takes long, and may be killed
                 progress.ends(step.stage.name, found, made)
         except BaseException:
             store.tidy()
             raise
-        sources.remember()
         return done
 
 

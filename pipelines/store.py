@@ -14,9 +14,11 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -27,11 +29,13 @@ from pydantic import ValidationError, computed_field
 
 from components import storage
 from components.config import Config, fingerprint
+from components.data.index import INDEX, read_index
 from components.errors import UserError, did_you_mean
 from components.lease import LEASE_SECONDS, Lease, LeaseLost, clear, held, is_held
 
 COMMIT = "artifact.json"
 FORMAT_VERSION = 1
+LOOKING_THREADS = 16
 MENDABLE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR}  # by whoever owns the disk
 
 
@@ -150,6 +154,15 @@ class Store:
         found = [open_artifact(url) for url in urls if storage.exists(storage.join(url, COMMIT))]
         return sorted(found, key=lambda artifact: artifact.manifest.made_at)
 
+    def newest(self, stage: str, count: int) -> list[str]:
+        """The places of the artifacts of a stage that were published last, newest first by the storage's clock; none is opened."""
+        names = storage.list_names(self.place("artifacts"))
+        urls = [self.place("artifacts", name) for name in names if re.fullmatch(rf"{re.escape(stage)}-[0-9a-f]{{16}}", name)]
+        with ThreadPoolExecutor(LOOKING_THREADS) as threads:
+            stamps = list(threads.map(lambda url: storage.stamp(storage.join(url, COMMIT)), urls))
+        published = sorted((stamp.changed, url) for stamp, url in zip(stamps, urls, strict=True) if stamp is not None)
+        return [url for _, url in reversed(published[-count:])]
+
     def resolve(self, reference: str) -> Artifact:
         """The artifact that `reference` means: its folder, its name, the start of its name, or a stage (the newest of it).
 
@@ -210,7 +223,11 @@ class Store:
     def publish(self, draft: Draft, recipe: Recipe, sources: dict[str, str], seconds: float, command: str) -> Artifact:
         """Makes the draft visible as an artifact by one atomic step, then removes its work folder. Raises LeaseLost if it is another's."""
         url = self.place("artifacts", recipe.name)
-        files = {file: describe(storage.join(draft.out, file)) for file in storage.list_files(draft.out)}
+        told, sizes = _told_by_index(draft.out), storage.file_sizes(draft.out)
+        files = {
+            file: told[file] if file in told and told[file].bytes == size else describe(storage.join(draft.out, file))
+            for file, size in sizes.items()
+        }
         if not self._local:
             local = {str(path.relative_to(draft.folder)): path for path in sorted(draft.folder.rglob("*")) if path.is_file()}
             files |= {file: describe(str(path)) for file, path in local.items()}
@@ -305,6 +322,16 @@ def _check_sizes(artifact: Artifact) -> None:
             raise UserError(f"{place} {state}; remove {artifact.url} to make it again")
 
 
+def _told_by_index(url: str) -> dict[str, FileEntry]:
+    """What the index of a data set says of its shards, so that they need not be read; {} when there is none at `url`."""
+    try:
+        index = read_index(url) if storage.exists(storage.join(url, INDEX)) else None
+    except UserError:  # a file of that name which is no index
+        index = None
+    entries = (entry for shards in index.splits.values() for entry in shards) if index is not None else ()
+    return {entry.file: FileEntry(bytes=entry.bytes, sha256=entry.sha256) for entry in entries}
+
+
 def describe(url: str) -> FileEntry:
     """Bytes and SHA-256 of a file, read through once."""
     digest, length = hashlib.sha256(), 0
@@ -316,9 +343,13 @@ def describe(url: str) -> FileEntry:
 
 
 def _sync(folder: Path) -> None:
-    """Puts every file and folder below `folder` on the disk, so that a power cut after the rename finds them whole."""
+    """Puts every file and folder below `folder` on the disk, so that a power cut after the rename finds them whole.
+
+    A file that has another name too was carried over from an artifact, whose publication has done that.
+    """
     for path in folder.rglob("*"):
-        _sync_folder(path)
+        if path.is_dir() or path.stat().st_nlink == 1:
+            _sync_folder(path)
     _sync_folder(folder)
 
 
