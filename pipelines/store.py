@@ -128,10 +128,12 @@ class Store:
     """The artifacts below `url`, a local folder or an s3:// prefix. Nothing is created before the first draft.
 
     `lease_seconds` is for how long a killed process keeps others from making the same artifact on s3://.
+    `tracking` is where MLflow tracks and registers the models (`pipelines/tracking_server.py`).
     """
 
-    def __init__(self, url: str, lease_seconds: float = LEASE_SECONDS) -> None:
+    def __init__(self, url: str, lease_seconds: float = LEASE_SECONDS, tracking: str | None = None) -> None:
         self.url = url if storage.is_remote(url) else os.path.abspath(url)
+        self.tracking = tracking
         self._local = not storage.is_remote(url)
         self._lease_seconds = lease_seconds
 
@@ -166,8 +168,13 @@ class Store:
     def resolve(self, reference: str) -> Artifact:
         """The artifact that `reference` means: its folder, its name, the start of its name, or a stage (the newest of it).
 
-        Raises UserError, with the nearest name, when there is none, and when a start is not unique.
+        `models:/NAME@champion` and `models:/NAME/VERSION` are those of the registered model NAME. Raises UserError, with the nearest name,
+        when there is none, and when a start is not unique.
         """
+        if reference.startswith("models:/"):
+            from pipelines.registry import Registry  # which needs MLflow
+
+            return open_artifact(Registry(None, self).find(reference).artifact)
         if storage.exists(storage.join(reference, COMMIT)):
             return open_artifact(reference)
         artifacts = self.artifacts()
