@@ -16,9 +16,10 @@ from contextlib import suppress
 from typing import Any
 
 from components import storage
-from components.data.index import INDEX, DatasetIndex, ShardEntry, make_index, read_index, write_index
-from components.data.plan import plan
+from components.data.index import DatasetIndex, ShardEntry, make_index, sums_file, write_index
+from components.data.plan import Plan, plan
 from components.data.prepare_config import PrepareConfig
+from components.data.reuse import Reuse, carry_over, whole_shards
 from components.data.shards import ShardSpec, write_shard
 from components.data.write import shard_file
 from components.errors import UserError
@@ -35,27 +36,30 @@ def prepare(
     workers: int = 0,
     on_progress: OnProgress | None = None,
     waiting: OnWaiting = lambda owner: None,
+    reuse: Reuse | None = None,
 ) -> DatasetIndex:
     """Makes the data set `out` of the source, on `workers` CPUs of the Ray cluster that is initialised, or in this process.
 
-    The same source and config give the same bytes for any number of workers. Shards that `out` has already are kept as they are.
+    The same source and config give the same bytes for any number of workers. Shards that `out` has already are kept as they are, those
+    that a data set of `reuse` has are carried over, and files that it knows are not read to plan; none of that changes what comes out.
     One process at a time writes to `out`; `waiting` is told for whom the others wait. Raises UserError naming the culprit file; `out` is
     then left as it was.
     """
     source, out = _absolute(source), _absolute(out)
+    reuse = reuse or Reuse()
     with writing(out, waiting) as lease:
-        return _prepare(source, out, config, workers, on_progress, lease)
+        planned = plan(source, config, reuse.files)
+        return _make(planned, out, workers, on_progress or (lambda done, total, rows: None), reuse.datasets, lease)
 
 
-def _prepare(source: str, out: str, config: PrepareConfig, workers: int, on_progress: OnProgress | None, lease: Lease) -> DatasetIndex:
-    planned = plan(source, config)
+def _make(planned: Plan, out: str, workers: int, report: OnProgress, datasets: tuple[str, ...], lease: Lease) -> DatasetIndex:
     by_split = {split: [spec.fingerprint for spec in specs] for split, specs in planned.shards.items()}
     specs = {fingerprint: spec for split, names in by_split.items() for fingerprint, spec in zip(names, planned.shards[split], strict=True)}
-    before = _earlier_entries(out)
-    entries = {fingerprint: entry for fingerprint, entry in before.items() if fingerprint in specs}
-    missing = [spec for fingerprint, spec in specs.items() if fingerprint not in entries]
-    report = on_progress or (lambda done, total, rows: None)
+    entries = {fingerprint: entry for fingerprint, entry in whole_shards(out).items() if fingerprint in specs}
+    new = specs.keys() - entries.keys()
     try:
+        entries |= {entry.spec: entry for entry in carry_over(new, datasets, out)}
+        missing = [spec for fingerprint, spec in specs.items() if fingerprint not in entries]
         report(len(entries), len(specs), sum(entry.rows for entry in entries.values()))
         for entry in _write_here(missing, out) if workers == 0 else _write_on_ray(missing, out, workers):
             entries[entry.spec] = entry
@@ -68,8 +72,8 @@ def _prepare(source: str, out: str, config: PrepareConfig, workers: int, on_prog
         raise
     except BaseException:
         with suppress(UserError):  # a storage that fails must not hide why it failed
-            for spec in missing:
-                storage.remove(storage.join(out, shard_file(spec.fingerprint)))
+            for fingerprint in new:
+                storage.remove(storage.join(out, shard_file(fingerprint)))
         raise
     _remove_unused(out, index)
     return index
@@ -129,23 +133,10 @@ def _quiet_context(workers: int) -> Any:
     return ray.data.DataContext.current(context)
 
 
-def _earlier_entries(out: str) -> dict[str, ShardEntry]:
-    """Shards that an earlier run committed at `out` and that are still there, by specification."""
-    try:
-        index = read_index(out) if storage.exists(storage.join(out, INDEX)) else None
-    except UserError:  # of another version, or damaged: nothing of it is used, and this run replaces it
-        index = None
-    if index is None:
-        return {}
-    sizes = storage.file_sizes(out)
-    found = (entry for entries in index.splits.values() for entry in entries)
-    return {entry.spec: entry for entry in found if sizes.get(entry.file) == entry.bytes}
-
-
 def _remove_unused(out: str, index: DatasetIndex) -> None:
-    used = {entry.file for entries in index.splits.values() for entry in entries}
+    used = {entry.file for entries in index.splits.values() for entry in entries} | {sums_file(index)}
     for name in storage.list_names(out):
-        if re.fullmatch(r"shard-[0-9a-f]+\.arrow", name) and name not in used:
+        if re.fullmatch(r"shard-[0-9a-f]+\.arrow|sums-[0-9a-f]+\.json", name) and name not in used:
             storage.remove(storage.join(out, name))
 
 

@@ -18,6 +18,7 @@ from email.utils import parsedate_to_datetime
 from typing import Any
 
 from components.s3_client import code, may_pass, request, status
+from components.stamp import Stamp
 
 RANGE_BYTES = 8 * 2**20  # one request of a streamed read
 PART_BYTES = 8 * 2**20  # one request of an upload; S3 takes 5 MiB or more, and at most 10,000 parts
@@ -70,21 +71,28 @@ def upload(local_file: str, path: str) -> None:
     _write(path, os.path.getsize(local_file), read)
 
 
-def size(path: str) -> int | None:
-    """Bytes of the object, or None when there is no object of that name (a prefix is no object)."""
+def copy(path: str, to: str) -> None:
+    """Copies an object on the server, up to the 5 GB that one request may copy; its bytes do not come here."""
+    (from_bucket, from_key), (bucket, key) = _split(path), _split(to)
+    request("copy_object", Bucket=bucket, Key=key, CopySource={"Bucket": from_bucket, "Key": from_key})
+
+
+def stamp(path: str) -> Stamp | None:
+    """The state of the object, or None when there is no object of that name (a prefix is no object)."""
     if "/" not in path:
         return None
     try:
-        return int(_head(path)["ContentLength"])
+        info = _head(path)
     except FileNotFoundError:
         return None
+    return _stamp(info["ContentLength"], info)
 
 
-def file_sizes(path: str) -> dict[str, int]:
-    """Bytes of every object below the prefix, by path relative to it; a bucket that does not exist is FileNotFoundError."""
+def stamps(path: str) -> dict[str, Stamp]:
+    """The state of every object below the prefix, by path relative to it; a bucket that does not exist is FileNotFoundError."""
     below = _split(path)[1] + "/" if "/" in path else ""
     objects = (each for page in _pages(path) for each in page.get("Contents", []))
-    return {each["Key"].removeprefix(below): int(each["Size"]) for each in objects if not each["Key"].endswith("/")}
+    return {each["Key"].removeprefix(below): _stamp(each["Size"], each) for each in objects if not each["Key"].endswith("/")}
 
 
 def holds_objects(path: str) -> bool:
@@ -95,17 +103,9 @@ def holds_objects(path: str) -> bool:
         return False
 
 
-def listing(path: str) -> dict[str, tuple[int, float, str]]:
-    """Bytes, time of change and tag of every object below the prefix, by path relative to it; of an object itself, with the path ''."""
-    if size(path) is not None:
-        return {"": _stamp(_head(path), "ContentLength")}
-    below = _split(path)[1] + "/" if "/" in path else ""
-    objects = (each for page in _pages(path) for each in page.get("Contents", []))
-    return {each["Key"].removeprefix(below): _stamp(each, "Size") for each in objects if not each["Key"].endswith("/")}
-
-
-def _stamp(found: dict[str, Any], size_key: str) -> tuple[int, float, str]:
-    return int(found[size_key]), found["LastModified"].timestamp(), found["ETag"].strip('"')
+def _stamp(size: int, info: dict[str, Any]) -> Stamp:
+    changed = info["LastModified"].timestamp()
+    return Stamp(size, f"{info['ETag']} {int(changed)}", changed)  # a HEAD tells whole seconds only
 
 
 def list_names(path: str) -> list[str]:
@@ -328,10 +328,10 @@ def _pages(path: str, **options: Any) -> Iterator[dict[str, Any]]:
 def _paths(path: str) -> list[str]:
     """Of the object and of all below it."""
     try:
-        below = [f"{path}/{name}" for name in file_sizes(path)]
+        below = [f"{path}/{name}" for name in stamps(path)]
     except FileNotFoundError:
         return []
-    return [path, *below] if size(path) is not None else below
+    return [path, *below] if stamp(path) is not None else below
 
 
 def _split(path: str) -> tuple[str, str]:

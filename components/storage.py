@@ -15,12 +15,12 @@ import secrets
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from typing import Any, BinaryIO, cast
 
 from components import object_store, s3_client
 from components.errors import UserError
 from components.object_store import Version
+from components.stamp import Stamp
 
 COPY_BYTES = 8 * 2**20
 
@@ -45,15 +45,21 @@ def exists(url: str) -> bool:
     with _failures("look at", url):
         if not is_remote(url):
             return os.path.exists(_local(url))
-        return object_store.size(_key(url)) is not None or object_store.holds_objects(_key(url))
+        return object_store.stamp(_key(url)) is not None or object_store.holds_objects(_key(url))
 
 
 def size(url: str) -> int | None:
     """Bytes of the file, or None when there is none."""
+    found = stamp(url)
+    return None if found is None else found.bytes
+
+
+def stamp(url: str) -> Stamp | None:
+    """The state of the file, or None when there is none."""
     with _failures("look at", url):
         if is_remote(url):
-            return object_store.size(_key(url))
-        return os.path.getsize(_local(url)) if os.path.isfile(_local(url)) else None
+            return object_store.stamp(_key(url))
+        return _stamp(_local(url)) if os.path.isfile(_local(url)) else None
 
 
 def read_bytes(url: str) -> bytes:
@@ -115,47 +121,23 @@ def list_files(url: str) -> list[str]:
 
 def file_sizes(url: str) -> dict[str, int]:
     """Bytes of every file below, by relative path with forward slashes; {} when there is nothing."""
+    return {path: found.bytes for path, found in stamps(url).items()}
+
+
+def stamps(url: str) -> dict[str, Stamp]:
+    """The state of every file below, by relative path with forward slashes; {} when there is nothing."""
     with _failures("list", url):
         if is_remote(url):
             try:
-                return object_store.file_sizes(_key(url))
+                return object_store.stamps(_key(url))
             except FileNotFoundError:
                 return {}
-        root, sizes = _local(url), {}
+        root, found = _local(url), dict[str, Stamp]()
         for folder, _, names in os.walk(root, onerror=_raise_unless_missing, followlinks=True):
-            for name in names:
-                if not _is_unfinished(name):
-                    place = os.path.join(folder, name)
-                    sizes[os.path.relpath(place, root).replace(os.sep, "/")] = os.path.getsize(place)
-        return sizes
-
-
-@dataclass(frozen=True)
-class Stamp:
-    """What a listing tells of a file without reading it."""
-
-    bytes: int
-    changed: float  # seconds since 1970, by the clock of whoever keeps the file
-    tag: str  # differs when the content does: S3's ETag, the local time of change in nanoseconds
-
-
-def listing(url: str) -> dict[str, Stamp]:
-    """A stamp of the file ('' is its path), or of every file below by relative path; {} when there is nothing. Reads no bytes of them."""
-    with _failures("list", url):
-        if is_remote(url):
-            try:
-                return {path: Stamp(*stamp) for path, stamp in object_store.listing(_key(url)).items()}
-            except FileNotFoundError:
-                return {}
-        root = _local(url)
-        if os.path.isfile(root):
-            return {"": _stamp(root)}
-        return {path: _stamp(os.path.join(root, path)) for path in file_sizes(url)}
-
-
-def _stamp(path: str) -> Stamp:
-    status = os.stat(path)
-    return Stamp(status.st_size, status.st_mtime, str(status.st_mtime_ns))
+            below = os.path.relpath(folder, root).replace(os.sep, "/")
+            above = "" if below == "." else f"{below}/"
+            found |= {above + name: _stamp(os.path.join(folder, name)) for name in names if not _is_unfinished(name)}
+        return found
 
 
 def remove(url: str) -> None:
@@ -206,7 +188,7 @@ def upload(local_file: str, url: str) -> None:
         if is_remote(url):
             object_store.upload(local_file, _key(url))
             return
-        with open(local_file, "rb") as source, _replacing(_local(url)) as file:
+        with open(_local(local_file), "rb") as source, _replacing(_local(url)) as file:
             shutil.copyfileobj(source, file, COPY_BYTES)
 
 
@@ -214,6 +196,22 @@ def download(url: str, local_file: str) -> None:
     """Copies `url` to a local file in one atomic step."""
     with open_read(url) as source, _failures("write", local_file), _replacing(local_file) as file:
         shutil.copyfileobj(source, file, COPY_BYTES)
+
+
+def copy(url: str, to: str) -> None:
+    """Copies a file in one atomic step: a hard link on one file system, a copy on the server within S3, else its bytes through here.
+
+    Neither of two linked files may be changed in place, and nothing here does: a write gives the name a new file. The new name of a
+    link survives a power cut once something is written beside it.
+    """
+    if is_remote(url) and not is_remote(to):
+        download(url, _local(to))
+    elif is_remote(url):
+        with _failures(f"copy {url} to", to):
+            object_store.copy(_key(url), _key(to))
+    elif is_remote(to) or not _link(_local(url), _local(to)):
+        with open_read(url):  # a file that is missing is named as such
+            upload(url, to)
 
 
 def upload_folder(local: str, url: str, last: str, before_last: Callable[[], None] = lambda: None) -> None:
@@ -234,6 +232,33 @@ def sha256_file(local_path: str) -> str:
 
 def _local(url: str) -> str:
     return url.removeprefix("file://")
+
+
+def _stamp(path: str) -> Stamp:
+    status = os.stat(path)
+    return Stamp(status.st_size, str(status.st_mtime_ns), status.st_mtime)
+
+
+def _link(path: str, to: str) -> bool:
+    """Whether `to` now names the same file as `path`; not every file system can do that, and none across devices."""
+    folder, name = os.path.split(os.path.abspath(to))
+    draft = _draft_of(folder, name)
+    with _failures(f"copy {path} to", to):
+        os.makedirs(folder, exist_ok=True)
+        try:
+            os.link(os.path.realpath(path), draft)
+            os.replace(draft, to)
+        except OSError as error:
+            if error.errno not in _NO_LINKS:
+                raise
+            return False
+        finally:
+            with suppress(FileNotFoundError):  # there only if something failed, or if both were one file already
+                os.unlink(draft)
+        return True
+
+
+_NO_LINKS = {errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP, errno.ENOSYS}
 
 
 def _key(url: str) -> str:
@@ -258,7 +283,7 @@ def _replacing(path: str) -> Iterator[BinaryIO]:
     """A new file that takes the name `path` when the block ends well and is gone when it does not."""
     folder, name = os.path.split(os.path.abspath(path))
     os.makedirs(folder, exist_ok=True)
-    draft = os.path.join(folder, f".{name[:100]}.{secrets.token_hex(6)}.unfinished")
+    draft = _draft_of(folder, name)
     try:
         with open(draft, "xb") as file:
             yield file
@@ -270,6 +295,10 @@ def _replacing(path: str) -> Iterator[BinaryIO]:
             os.unlink(draft)
         raise
     _sync_folder(folder)
+
+
+def _draft_of(folder: str, name: str) -> str:
+    return os.path.join(folder, f".{name[:100]}.{secrets.token_hex(6)}.unfinished")
 
 
 def _sync_folder(folder: str) -> None:

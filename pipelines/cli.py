@@ -13,7 +13,7 @@ import typer
 from clusters.code_package import require_version
 from components import storage
 from components.errors import UserError
-from components.report.numbers import duration, figure
+from components.report.numbers import duration
 from pipelines.catalogue import PIPELINES, find_pipeline
 from pipelines.cluster_command import cluster
 from pipelines.face_commands import faces
@@ -25,6 +25,7 @@ from pipelines.options import (
     Overrides,
     PresetOption,
     StoreOption,
+    TrackOption,
     VerboseOption,
     WorkersOption,
     again,
@@ -32,8 +33,10 @@ from pipelines.options import (
     counted,
     shown,
     table,
+    told_scores,
     watched,
 )
+from pipelines.registry_commands import models, promote, register, rollback, track_artifact
 from pipelines.schedule.commands import schedule
 from pipelines.shell import Answer, answer
 from pipelines.store import COMMIT, Store, open_artifact
@@ -102,6 +105,7 @@ def run(
     workers: WorkersOption = 2,
     store: StoreOption = "store",
     address: AddressOption = None,
+    track: TrackOption = None,
     json: JsonOption = False,
     verbose: VerboseOption = False,
 ) -> Answer:
@@ -120,16 +124,16 @@ def run(
     settings = configure(
         chosen.config(), chosen.presets[preset or chosen.default_preset], preset or chosen.default_preset, config, assignments
     )
-    place = Store(store)
+    place = Store(store, tracking=track)
     command = again("run", pipeline, *assignments, preset=preset or chosen.default_preset, config=config)
-    with watched(json, pipeline) as progress, Workers(workers, address, progress) as crew:
+    with watched(json, pipeline, place) as progress, Workers(workers, address, progress) as crew:
         done = chosen.run(settings, place, crew, progress, command)
     made = [name for name, (_, new) in done.items() if new]
     artifacts = {name: shown(found) | {"made": new} for name, (found, new) in done.items()}
     values: dict[str, Any] = {"pipeline": pipeline, "store": place.url, "made": made, "artifacts": artifacts}
     last = list(done.values())[-1][0]
     lines = [f"{pipeline}: {counted(len(done), 'artifact')}, " + (f"{len(made)} made now" if made else "all there already; nothing to do")]
-    values["scores"], score_lines = _scores(found for found, _ in done.values())
+    values["scores"], score_lines = told_scores(found for found, _ in done.values())
     if "page.html" in last.manifest.files:
         values["report"] = last.path("page.html")
         score_lines.append(f"report: {values['report']}")
@@ -209,6 +213,7 @@ def train(
     workers: WorkersOption = 2,
     store: StoreOption = "store",
     address: AddressOption = None,
+    track: TrackOption = None,
     json: JsonOption = False,
     verbose: VerboseOption = False,
 ) -> Answer:
@@ -221,13 +226,13 @@ def train(
     from pipelines.settings import Training, configure, family_preset, take_preset
     from pipelines.training import make_model
 
-    place = Store(store)
+    place = Store(store, tracking=track)
     preset, assignments = take_preset(preset, overrides or [])
     settings = configure(
         Training.parse({"family": family}, "command line"), family_preset(family, preset or ""), preset, config, assignments
     )
     command = again("train", family, data, *assignments, preset=preset, config=config, with_=with_)
-    with watched(json, family) as progress, Workers(workers, address, progress) as crew:
+    with watched(json, family, place) as progress, Workers(workers, address, progress) as crew:
         artifact, made = make_model(settings, data, with_ or [], place, crew, progress, command)
     state = "made" if made else "there already; nothing to do"
     values = shown(artifact) | {
@@ -239,7 +244,8 @@ def train(
     return Answer(values, [f"{artifact.name}: {state}", *table(numbers), f"model: {values['model']}"])
 
 
-for command in (sweep, submit, jobs, logs, stop):
+app.command("track")(track_artifact)
+for command in (sweep, submit, jobs, logs, stop, register, models, promote, rollback):
     app.command()(command)
 
 
@@ -383,21 +389,6 @@ def _verify(kind: str, url: str) -> int:
     from components.data.verify import verify_dataset
 
     return verify_dataset(url).shards
-
-
-def _scores(artifacts: Any) -> tuple[dict[str, Any], list[str]]:
-    """Every score that the artifacts tell, and lines that show it beside its target and what it is compared with."""
-    from components.report.findings import FILE, Findings
-
-    scores = [score for a in artifacts if FILE in a.manifest.files for score in Findings.read(a.url).scores]
-    rows = []
-    for score in scores:
-        beside = [f"{name} {figure(value, score.unit)}" for name, value in score.beside.items()]
-        limit = "at most" if score.better == "lower" else "at least"
-        target = [] if score.target is None else [f"target: {limit} {figure(score.target, score.unit)}"]
-        tail = f"  ({', '.join(target + beside)})" if target + beside else ""
-        rows.append((score.name, f"{figure(score.value, score.unit)} {score.unit}".strip() + tail))
-    return {score.name: score.to_json() for score in scores}, table(rows)
 
 
 if __name__ == "__main__":

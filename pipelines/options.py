@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import shlex
+import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Annotated, Any
 
 import typer
 
+from components.report.numbers import figure
 from pipelines.console import Console
-from pipelines.store import Artifact
+from pipelines.store import Artifact, Store
 from pipelines.watching import Watched
 
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Options of the config by dotted name.")]
@@ -19,6 +21,10 @@ PresetOption = Annotated[str | None, typer.Option("--preset", help="quick, base 
 ConfigOption = Annotated[str | None, typer.Option("--config", help="YAML file of config values, laid over the preset.")]
 WorkersOption = Annotated[int, typer.Option("--workers", help="Ray workers; 0 runs in this process, without Ray.")]
 AddressOption = Annotated[str | None, typer.Option("--address", help="host:port of a running Ray cluster (default: one of its own).")]
+TrackOption = Annotated[
+    str | None,
+    typer.Option("--track", metavar="URL", envvar="MLFLOW_TRACKING_URI", help="MLflow server or sqlite:///file.db; `store`: beside it."),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object on stdout, nothing else there.")]
 VerboseOption = Annotated[bool, typer.Option("--verbose", help="Log to stderr; show tracebacks.")]
 
@@ -34,10 +40,19 @@ def console(quiet: bool) -> Iterator[Console]:
 
 
 @contextmanager
-def watched(quiet: bool, name: str) -> Iterator[Watched]:
-    """As `console`, for a command with workers: metrics tell of it under `name`."""
+def watched(quiet: bool, name: str, store: Store | None = None) -> Iterator[Watched]:
+    """As `console`, for a command with workers: metrics tell of it under `name`, and with `--track` its models are logged when made."""
     with console(quiet) as shown:
-        yield Watched(shown, name)
+        if store is None or store.tracking is None:
+            yield Watched(shown, name)
+            return
+        from pipelines.tracking import Tracker
+
+        tracker = Tracker(shown, store)
+        yield Watched(tracker, name)
+        warning = tracker.close()
+    if warning is not None:
+        print(f"raymill: {warning}", file=sys.stderr)
 
 
 def again(*words: str, preset: str | None, config: str | None, with_: list[str] | None = None) -> str:
@@ -68,3 +83,18 @@ def table(rows: Iterable[tuple[str, str]]) -> list[str]:
 
 def counted(number: int, noun: str) -> str:
     return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def told_scores(artifacts: Any) -> tuple[dict[str, Any], list[str]]:
+    """Every score that the artifacts tell, and lines that show it beside its target and what it is compared with."""
+    from components.report.findings import FILE, Findings
+
+    scores = [score for a in artifacts if FILE in a.manifest.files for score in Findings.read(a.url).scores]
+    rows = []
+    for score in scores:
+        beside = [f"{name} {figure(value, score.unit)}" for name, value in score.beside.items()]
+        limit = "at most" if score.better == "lower" else "at least"
+        target = [] if score.target is None else [f"target: {limit} {figure(score.target, score.unit)}"]
+        tail = f"  ({', '.join(target + beside)})" if target + beside else ""
+        rows.append((score.name, f"{figure(score.value, score.unit)} {score.unit}".strip() + tail))
+    return {score.name: score.to_json() for score in scores}, table(rows)

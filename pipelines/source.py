@@ -1,23 +1,22 @@
 """What a pipeline reads from outside, told apart by content: the same files anywhere give the same fingerprint.
 
-Hashes of local files are kept in the store by (path, size, time of change), so that a second run does not read the data again.
+What was found in a source is kept in the store, so that a second run reads only the files that are new or changed.
 """
 
 from __future__ import annotations
 
+import hashlib
 import os
-import time
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, cast
 
 from components import storage
 from components.config import fingerprint
 from components.data.index import INDEX, read_index
+from components.data.sources.known import KnownFiles
 from components.errors import UserError
-from pipelines.store import COMMIT, Store, describe, open_artifact
-
-SETTLED_SECONDS = 2.0  # a file changed later than this before it was hashed may change again within its clock tick: not remembered
+from components.stamp import Stamp
+from pipelines.store import COMMIT, Store, open_artifact
 
 
 @dataclass(frozen=True)
@@ -26,14 +25,15 @@ class Source:
 
     url: str
     fingerprint: str
+    files: KnownFiles = field(default_factory=KnownFiles, compare=False, repr=False)  # what the look at it found, for who reads it next
 
 
 class SourceReader:
-    """Fingerprints sources, with the help of the hashes that earlier runs left in the store."""
+    """Fingerprints sources, with the help of what earlier runs left in the store."""
 
     def __init__(self, store: Store) -> None:
-        self._place = store.place("cache", "sources.json")
-        self._known = self._seen = _remembered(self._place)
+        self._store = store
+        self._looked_at: list[KnownFiles] = []
 
     def read(self, url: str, origin: str) -> Source:
         """The source at `url`, a file, folder, data set or artifact; `origin` is the option that gave it.
@@ -51,49 +51,28 @@ class SourceReader:
             return Source(url, open_artifact(url).fingerprint)
         if storage.exists(storage.join(url, INDEX)):
             return Source(url, read_index(url).fingerprint)
-        hashes = _remote_hashes(url) if storage.is_remote(url) else self._local_hashes(Path(url))
-        if not hashes:
+        root, stamps = _look_at(url)
+        if not stamps:
             raise UserError(f"{origin}: folder {url} holds no files")
-        return Source(url, fingerprint(hashes))
+        files = KnownFiles(self._store.place("cache", f"source-{fingerprint(url)}.json"))
+        self._looked_at.append(files)
+        return Source(url, fingerprint(files.hashes(stamps, lambda path: _sha256(storage.join(root, path)))), files)
 
     def remember(self) -> None:
-        """Leaves the hashes to later runs. A read-only store still works; it only reads the source again next time."""
-        if self._seen != self._known:
-            try:
-                storage.write_json(self._place, self._seen)
-            except UserError:
-                return
-
-    def _local_hashes(self, path: Path) -> dict[str, str]:
-        """Path below `path` -> SHA-256 of each file; hidden files and folders do not count."""
-        files = (
-            [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file() and not _hidden(file.relative_to(path)))
-        )
-        hashes, self._seen = {}, dict(self._seen)
-        for file in files:
-            status, started = file.stat(), time.time()
-            stamp = [status.st_size, status.st_mtime_ns]
-            entry = self._seen.get(str(file))
-            digest = entry[2] if entry is not None and entry[:2] == stamp else storage.sha256_file(str(file))
-            if started - status.st_mtime > SETTLED_SECONDS:
-                self._seen[str(file)] = [*stamp, digest]
-            hashes[file.name if file == path else str(file.relative_to(path))] = digest
-        return hashes
+        """Leaves what was found to later runs. A read-only store still works; the sources are only read again next time."""
+        for files in self._looked_at:
+            files.save()
 
 
-def _remembered(place: str) -> dict[str, Any]:
-    try:
-        return storage.read_json(place) if storage.exists(place) else {}
-    except UserError:  # a damaged cache is no cache
-        return {}
+def _look_at(url: str) -> tuple[str, dict[str, Stamp]]:
+    """The folder of the files and the stamp of each by path below it; hidden files and folders do not count."""
+    only = storage.stamp(url)
+    if only is not None:
+        root, _, name = url.rpartition("/")
+        return root or "/", {name: only}
+    return url, {path: stamp for path, stamp in storage.stamps(url).items() if not any(part.startswith(".") for part in path.split("/"))}
 
 
-def _remote_hashes(url: str) -> dict[str, str]:
-    if storage.size(url) is not None:
-        return {url.rsplit("/", 1)[-1]: describe(url).sha256}
-    names = [name for name in storage.list_files(url) if not _hidden(Path(name))]
-    return {name: describe(storage.join(url, name)).sha256 for name in names}
-
-
-def _hidden(below: Path) -> bool:
-    return any(part.startswith(".") for part in below.parts)
+def _sha256(url: str) -> str:
+    with storage.open_read(url) as file:
+        return hashlib.file_digest(cast(Any, file), "sha256").hexdigest()

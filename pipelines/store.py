@@ -14,9 +14,11 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -27,11 +29,13 @@ from pydantic import ValidationError, computed_field
 
 from components import storage
 from components.config import Config, fingerprint
+from components.data.index import INDEX, read_index
 from components.errors import UserError, did_you_mean
 from components.lease import LEASE_SECONDS, Lease, LeaseLost, clear, held, is_held
 
 COMMIT = "artifact.json"
 FORMAT_VERSION = 1
+LOOKING_THREADS = 16
 MENDABLE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR}  # by whoever owns the disk
 
 
@@ -124,10 +128,12 @@ class Store:
     """The artifacts below `url`, a local folder or an s3:// prefix. Nothing is created before the first draft.
 
     `lease_seconds` is for how long a killed process keeps others from making the same artifact on s3://.
+    `tracking` is where MLflow tracks and registers the models (`pipelines/tracking_server.py`).
     """
 
-    def __init__(self, url: str, lease_seconds: float = LEASE_SECONDS) -> None:
+    def __init__(self, url: str, lease_seconds: float = LEASE_SECONDS, tracking: str | None = None) -> None:
         self.url = url if storage.is_remote(url) else os.path.abspath(url)
+        self.tracking = tracking
         self._local = not storage.is_remote(url)
         self._lease_seconds = lease_seconds
 
@@ -150,11 +156,25 @@ class Store:
         found = [open_artifact(url) for url in urls if storage.exists(storage.join(url, COMMIT))]
         return sorted(found, key=lambda artifact: artifact.manifest.made_at)
 
+    def newest(self, stage: str, count: int) -> list[str]:
+        """The places of the artifacts of a stage that were published last, newest first by the storage's clock; none is opened."""
+        names = storage.list_names(self.place("artifacts"))
+        urls = [self.place("artifacts", name) for name in names if re.fullmatch(rf"{re.escape(stage)}-[0-9a-f]{{16}}", name)]
+        with ThreadPoolExecutor(LOOKING_THREADS) as threads:
+            stamps = list(threads.map(lambda url: storage.stamp(storage.join(url, COMMIT)), urls))
+        published = sorted((stamp.changed, url) for stamp, url in zip(stamps, urls, strict=True) if stamp is not None)
+        return [url for _, url in reversed(published[-count:])]
+
     def resolve(self, reference: str) -> Artifact:
         """The artifact that `reference` means: its folder, its name, the start of its name, or a stage (the newest of it).
 
-        Raises UserError, with the nearest name, when there is none, and when a start is not unique.
+        `models:/NAME@champion` and `models:/NAME/VERSION` are those of the registered model NAME. Raises UserError, with the nearest name,
+        when there is none, and when a start is not unique.
         """
+        if reference.startswith("models:/"):
+            from pipelines.registry import Registry  # which needs MLflow
+
+            return open_artifact(Registry(None, self).find(reference).artifact)
         if storage.exists(storage.join(reference, COMMIT)):
             return open_artifact(reference)
         artifacts = self.artifacts()
@@ -210,7 +230,11 @@ class Store:
     def publish(self, draft: Draft, recipe: Recipe, sources: dict[str, str], seconds: float, command: str) -> Artifact:
         """Makes the draft visible as an artifact by one atomic step, then removes its work folder. Raises LeaseLost if it is another's."""
         url = self.place("artifacts", recipe.name)
-        files = {file: describe(storage.join(draft.out, file)) for file in storage.list_files(draft.out)}
+        told, sizes = _told_by_index(draft.out), storage.file_sizes(draft.out)
+        files = {
+            file: told[file] if file in told and told[file].bytes == size else describe(storage.join(draft.out, file))
+            for file, size in sizes.items()
+        }
         if not self._local:
             local = {str(path.relative_to(draft.folder)): path for path in sorted(draft.folder.rglob("*")) if path.is_file()}
             files |= {file: describe(str(path)) for file, path in local.items()}
@@ -238,6 +262,19 @@ class Store:
         """Removes the work folder of `recipe`, unless a process is at it."""
         if not is_held(self._lock(recipe.name)):
             storage.remove(self.place("runs", recipe.name))
+
+    def remove(self, artifact: Artifact) -> None:
+        """Removes an artifact of this store in one atomic step; killed, it leaves what `sweep` or the next maker clears away."""
+        with held(self._lock(artifact.name), lambda owner: None, seconds=self._lease_seconds):
+            if not self._local:
+                storage.remove(storage.join(artifact.url, COMMIT))
+                storage.remove(artifact.url)
+                return
+            staged = self.place("staging", artifact.name)
+            storage.remove(staged)
+            os.makedirs(os.path.dirname(staged), exist_ok=True)
+            os.rename(artifact.url, staged)
+            storage.remove(staged)
 
     def sweep(self) -> None:
         """Removes what killed processes left and nobody needs: drafts and locks without a maker, work folders of published artifacts."""
@@ -305,6 +342,16 @@ def _check_sizes(artifact: Artifact) -> None:
             raise UserError(f"{place} {state}; remove {artifact.url} to make it again")
 
 
+def _told_by_index(url: str) -> dict[str, FileEntry]:
+    """What the index of a data set says of its shards, so that they need not be read; {} when there is none at `url`."""
+    try:
+        index = read_index(url) if storage.exists(storage.join(url, INDEX)) else None
+    except UserError:  # a file of that name which is no index
+        index = None
+    entries = (entry for shards in index.splits.values() for entry in shards) if index is not None else ()
+    return {entry.file: FileEntry(bytes=entry.bytes, sha256=entry.sha256) for entry in entries}
+
+
 def describe(url: str) -> FileEntry:
     """Bytes and SHA-256 of a file, read through once."""
     digest, length = hashlib.sha256(), 0
@@ -316,9 +363,13 @@ def describe(url: str) -> FileEntry:
 
 
 def _sync(folder: Path) -> None:
-    """Puts every file and folder below `folder` on the disk, so that a power cut after the rename finds them whole."""
+    """Puts every file and folder below `folder` on the disk, so that a power cut after the rename finds them whole.
+
+    A file that has another name too was carried over from an artifact, whose publication has done that.
+    """
     for path in folder.rglob("*"):
-        _sync_folder(path)
+        if path.is_dir() or path.stat().st_nlink == 1:
+            _sync_folder(path)
     _sync_folder(folder)
 
 

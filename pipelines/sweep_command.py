@@ -14,6 +14,7 @@ from pipelines.options import (
     Overrides,
     PresetOption,
     StoreOption,
+    TrackOption,
     VerboseOption,
     again,
     counted,
@@ -39,6 +40,7 @@ def sweep(
     workers: Annotated[int | None, typer.Option("--workers", help="Trials at once (default: what fits); 0: here, without Ray.")] = None,
     store: StoreOption = "store",
     address: AddressOption = None,
+    track: TrackOption = None,
     json: JsonOption = False,
     verbose: VerboseOption = False,
 ) -> Answer:
@@ -62,9 +64,10 @@ def sweep(
     settings = configure_sweep(family, preset, config, vary or [], [*assignments, *flags])
     spaces = [word for text in vary or [] for word in ("--vary", text)]
     command = again("sweep", family, data, *assignments, *flags, *spaces, preset=preset, config=config, with_=with_)
+    place = Store(store, tracking=track)
     at_once = (os.cpu_count() or 1) if workers is None else workers
-    with watched(json, f"sweep-{family}") as progress, Workers(at_once, address, progress) as crew:
-        artifact, made = make_sweep(settings, data, with_ or [], preset, Store(store), crew, workers, progress, command)
+    with watched(json, f"sweep-{family}", place) as progress, Workers(at_once, address, progress) as crew:
+        artifact, made = make_sweep(settings, data, with_ or [], preset, place, crew, workers, progress, command)
     found = read_trials(artifact)
     best = found["trials"][found["best"]]
     values = shown(artifact) | {"made": made, "report": artifact.path("page.html")} | {key: found[key] for key in ("judge", "command")}

@@ -31,7 +31,7 @@ from components.families.model_folder import load_model
 from components.families.prior import Prior
 from components.families.vqvae import VQVAE
 from components.report.findings import Findings, Picture
-from pipelines.preparing import prepare_data
+from pipelines.preparing import prepare_stage
 from pipelines.reporting import PAGE, page_of
 from pipelines.settings import Training, read_presets
 from pipelines.source import Source
@@ -48,7 +48,7 @@ SHOWN = 20  # pictures in a row of the report
 @stage(version=1)
 def images(data: Source, task: Task[PrepareConfig]) -> None:
     """Arrow shards of the pictures, both splits."""
-    prepare_data(data.url, task.draft.out, task.config, task.workers, task.report)
+    prepare_stage("images", data, task)
 
 
 @stage(version=1)

@@ -12,11 +12,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from pipelines.console import Console
 from pipelines.store import Artifact
 
 if TYPE_CHECKING:
     from clusters.monitoring.states import RunState, RunStatus, StageStatus
+    from pipelines.stage import Progress
 
 JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # what Ray's job supervisor tells the command that it runs
 
@@ -33,9 +33,9 @@ class _Stage:
 
 
 class Watched:
-    """A `pipelines.stage.Progress` that passes everything on to the console and keeps the state that it comes to."""
+    """A `pipelines.stage.Progress` that passes everything on to what shows it and keeps the state that it comes to."""
 
-    def __init__(self, shown: Console, name: str) -> None:
+    def __init__(self, shown: Progress, name: str) -> None:
         self.name = run_name(name)
         self._shown = shown
         self._started_at = time.time()

@@ -6,12 +6,14 @@ import errno
 import hashlib
 import os
 import threading
+import time
 from pathlib import Path
 
 import pytest
 
 from components import storage
 from components.errors import UserError
+from tests.reading import note_files_read
 from tests.s3 import S3Server
 
 
@@ -201,3 +203,68 @@ def test_reads_and_writes_ride_out_a_restart_of_the_server(s3: str, s3_server: S
     storage.write_bytes(f"{s3}/after", b"1")
     restart.join()
     assert storage.list_names(s3) == ["after", "before"]
+
+
+@pytest.mark.parametrize("start", ["local", "s3"])
+@pytest.mark.parametrize("end", ["local", "s3"])
+def test_a_copy_has_the_bytes_and_is_apart(s3: str, tmp_path: Path, start: str, end: str) -> None:
+    roots = {"local": str(tmp_path), "s3": s3}
+    source, to = storage.join(roots[start], "from", "x.bin"), storage.join(roots[end], "to", "deep", "y.bin")
+    storage.write_bytes(source, b"first")
+    storage.write_bytes(to, b"what was there")
+    for _ in range(2):
+        storage.copy(source, to)
+        assert storage.read_bytes(to) == b"first"
+        assert storage.list_files(storage.join(roots[end], "to")) == ["deep/y.bin"]
+    storage.write_bytes(to, b"second")
+    assert storage.read_bytes(source) == b"first"
+    storage.copy(source, to)
+    storage.write_bytes(source, b"third")
+    storage.remove(source)
+    assert storage.read_bytes(to) == b"first"
+    with pytest.raises(UserError, match=r"x\.bin.*there is no such"):
+        storage.copy(source, to)
+    assert storage.read_bytes(to) == b"first"
+
+
+def test_a_local_copy_is_a_link_where_there_are_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source, to = tmp_path / "x", tmp_path / "below" / "y"
+    source.write_bytes(b"1")
+    (tmp_path / "symbolic").symlink_to(source)
+    for start in (source, tmp_path / "symbolic"):
+        storage.copy(str(start), f"file://{to}")
+        assert os.path.samefile(source, to)
+        assert not to.is_symlink()
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EXDEV, os.strerror(errno.EXDEV))
+
+    monkeypatch.setattr(os, "link", refuse)
+    storage.copy(str(source), str(to))
+    assert to.read_bytes() == b"1"
+    assert not os.path.samefile(source, to)
+    assert os.listdir(to.parent) == ["y"]
+    with pytest.raises(UserError, match="it is a folder, expected a file"):
+        storage.copy(str(to.parent), str(tmp_path / "z"))
+
+
+def test_bytes_of_an_s3_copy_stay_on_the_server(s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    storage.write_bytes(f"{s3}/x", b"1")
+    read = note_files_read(monkeypatch)
+    monkeypatch.setattr(storage, "upload", None)
+    storage.copy(f"{s3}/x", f"{s3}/y")
+    assert read == []
+    assert storage.read_bytes(f"{s3}/y") == b"1"
+
+
+def test_a_stamp_tells_one_state_from_another(root: str) -> None:
+    place = storage.join(root, "x")
+    assert storage.stamp(place) is None
+    storage.write_bytes(place, b"one")
+    first = storage.stamp(place)
+    assert first is not None
+    assert (first.bytes, storage.stamps(root)) == (3, {"x": first}), "one file and a listing tell the same"
+    assert abs(first.changed - time.time()) < 60
+    assert storage.stamp(place) == first
+    storage.write_bytes(place, b"two")
+    assert storage.stamp(place) != first

@@ -15,7 +15,7 @@ def mix(words: np.ndarray) -> np.ndarray:
         return words ^ (words >> np.uint64(31))
 
 
-def words_at(seed: int, places: np.ndarray) -> np.ndarray:
-    """The words at `places` (uint64, any shape) of the endless sequence that `seed` (0 to 2^63) begins."""
+def words_at(seed: int | np.ndarray, places: np.ndarray) -> np.ndarray:
+    """The words at `places` (uint64, any shape) of the endless sequence that `seed` (0 to 2^63) begins, or each one's own seed."""
     with np.errstate(over="ignore"):
         return mix(np.uint64(seed) + GOLDEN * (places + np.uint64(1)))

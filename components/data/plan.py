@@ -10,21 +10,24 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from pydantic import TypeAdapter
 
 from components.config import fingerprint
 from components.data.arrow import LABEL
 from components.data.columns import Column
 from components.data.prepare_config import PrepareConfig
-from components.data.selection import SPACE, Keep, cut_names, keep_of, words_of
+from components.data.selection import SPACE, Keep, cut_names, first_words, keep_of, words_of
 from components.data.shards import Part, ShardSpec
 from components.data.sources import PICTURES, READERS, find_kind
 from components.data.sources.folder import SourceFile, SourceFolder
+from components.data.sources.known import KnownFiles
 from components.data.sources.pictures import places_of
-from components.data.sources.reader import IMAGE, Group, Scan
+from components.data.sources.reader import IMAGE, SCAN_VERSION, Group, Scan
 from components.errors import UserError
 
 DEFAULT_HOLDOUT = 0.1
 SHARD_BYTES = 64 * 2**20
+_SCANS = TypeAdapter(dict[str, Scan])
 _SOME_KINDS_ONLY = ("columns", "class_names")  # options that not every kind of source knows
 
 
@@ -56,8 +59,8 @@ class _Found:
     class_names: tuple[str, ...]
 
 
-def plan(url: str, config: PrepareConfig) -> Plan:
-    """The shards of the data set that `config` makes of the source at `url`.
+def plan(url: str, config: PrepareConfig, known: KnownFiles | None = None) -> Plan:
+    """The shards of the data set that `config` makes of the source at `url`; files that are `known` are not read.
 
     Raises UserError naming the file that is damaged or does not fit the others, and for options without effect on this source.
     """
@@ -66,8 +69,10 @@ def plan(url: str, config: PrepareConfig) -> Plan:
     for option in _SOME_KINDS_ONLY:
         if getattr(config, option) and option not in READERS[kind].options:
             raise UserError(f"option {option} has no effect on source {url}, which holds {kind} files; leave it out")
-    files = source.hashed(paths)
-    found = _look_at_pictures(url, files, config) if kind == PICTURES else _look_at_tables(url, kind, files, config)
+    known = known or KnownFiles()
+    files = source.hashed(paths, known)
+    scanner = _Scanner(kind, config, known)
+    found = _look_at_pictures(url, files, config, scanner) if kind == PICTURES else _look_at_tables(url, files, config, scanner)
     if config.picture.changes and not _is_picture(found.columns.get(IMAGE)):
         raise UserError(f"options size and channels have no effect on source {url}, which holds no pictures; leave them out")
     shards = {}
@@ -80,26 +85,44 @@ def plan(url: str, config: PrepareConfig) -> Plan:
     return Plan(shards, found.columns, found.class_names, {**made_by, "source": content})
 
 
-def _look_at_pictures(url: str, files: list[SourceFile], config: PrepareConfig) -> _Found:
+class _Scanner:
+    """Scans groups of files of one kind, each content once."""
+
+    def __init__(self, kind: str, config: PrepareConfig, known: KnownFiles) -> None:
+        self.kind, self._config, self._known = kind, config, known
+        self._look = fingerprint([SCAN_VERSION, kind, config.picture.to_json(), config.columns])
+
+    def groups(self, files: list[SourceFile]) -> list[Group]:
+        return READERS[self.kind].groups(files)
+
+    def scan(self, group: Group) -> dict[str, Scan]:
+        """What the group holds, by split; raises UserError as the reader does."""
+
+        def look() -> Any:
+            return _SCANS.dump_python(READERS[self.kind].scan(group, self._config), mode="json")
+
+        found = self._known.scan(self._look, group[0].path, [file.sha256 for file in group], look)
+        return _SCANS.validate_python(found)
+
+
+def _look_at_pictures(url: str, files: list[SourceFile], config: PrepareConfig, scanner: _Scanner) -> _Found:
     places = places_of([file.path for file in files], url)
     names = tuple(sorted({place.class_name for place in places if place.class_name is not None}))
     labels: Mapping[str | None, int] = {name: label for label, name in enumerate(names)}
     candidates: dict[str, list[_Candidate]] = {}
-    row = np.zeros(1, np.int64)
-    for file, place in zip(files, places, strict=True):
-        words = words_of(config.seed, file.path, row)
-        candidates.setdefault(place.split, []).append(_Candidate((file,), words, labels.get(place.class_name)))
-    first = READERS[PICTURES].scan((files[0],), config)["train"]
+    words = first_words(config.seed, [file.path for file in files])
+    for row, (file, place) in enumerate(zip(files, places, strict=True)):
+        candidates.setdefault(place.split, []).append(_Candidate((file,), words[row : row + 1], labels.get(place.class_name)))
+    first = scanner.scan((files[0],))["train"]
     return _Found(candidates, first.columns | ({LABEL: Column(dtype="int64")} if names else {}), names)
 
 
-def _look_at_tables(url: str, kind: str, files: list[SourceFile], config: PrepareConfig) -> _Found:
-    reader = READERS[kind]
+def _look_at_tables(url: str, files: list[SourceFile], config: PrepareConfig, scanner: _Scanner) -> _Found:
     scans: list[tuple[Group, str, Scan]] = [
-        (group, split, scan) for group in reader.groups(files) for split, scan in reader.scan(group, config).items() if scan.rows
+        (group, split, scan) for group in scanner.groups(files) for split, scan in scanner.scan(group).items() if scan.rows
     ]
     if not scans:
-        raise UserError(f"source {url} has no rows in its {kind} files, the first is {files[0].place}")
+        raise UserError(f"source {url} has no rows in its {scanner.kind} files, the first is {files[0].place}")
     candidates: dict[str, list[_Candidate]] = {}
     columns = scans[0][2].columns
     for group, split, scan in scans:
@@ -151,7 +174,8 @@ def _specs(url: str, kind: str, origin: str, found: _Found, keep: Keep, config: 
 
 
 def _cut_pictures(candidates: list[_Candidate], keep: Keep, most: int) -> Iterator[tuple[Part, ...]]:
-    kept = [candidate for candidate in candidates if keep.mask(candidate.words)[0]]
+    mask = keep.mask(np.concatenate([candidate.words for candidate in candidates]))
+    kept = [candidate for candidate, taken in zip(candidates, mask.tolist(), strict=True) if taken]
     for run in cut_names([candidate.group[0].path for candidate in kept], most):
         yield tuple(Part(files=_names(candidate.group), label=candidate.label) for candidate in kept[run])
 

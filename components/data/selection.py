@@ -38,6 +38,12 @@ def words_of(seed: int, path: str, rows: np.ndarray) -> np.ndarray:
     return words_at(derive_seed("rows", seed, path), rows.astype(np.uint64)) >> np.uint64(1)
 
 
+def first_words(seed: int, paths: Sequence[str]) -> np.ndarray:
+    """The words of the first rows of many files (N,), as `words_of` gives them one by one."""
+    seeds = np.array([derive_seed("rows", seed, path) for path in paths], np.uint64)
+    return words_at(seeds, np.zeros(len(paths), np.uint64)) >> np.uint64(1)
+
+
 def keep_of(words: Sequence[np.ndarray], low: int, high: int, limit: int | None, seed: int) -> Keep:
     """Takes the rows in [low, high), or the `limit` of them with the smallest words where there are more."""
     keep = Keep(seed=seed, low=low, high=high)

@@ -54,11 +54,13 @@ class Listing:
 def look(source: str) -> Listing:
     """Lists the files of a source, hidden ones aside, and reads none. Raises UserError when there are none, or it cannot be listed."""
     place = source if storage.is_remote(source) else os.path.expanduser(source)
-    stamps = {path: stamp for path, stamp in storage.listing(place).items() if not _hidden(path)}
+    single = storage.stamp(place)
+    found = storage.stamps(place) if single is None else {place.rpartition("/")[2]: single}
+    stamps = {path: stamp for path, stamp in found.items() if not _hidden(path)}
     if not stamps:
         raise UserError(f"source {source} holds no files; give a folder or URL with data")
     changed = max(stamp.changed for stamp in stamps.values())
-    return Listing(fingerprint({path: [s.bytes, s.tag] for path, s in stamps.items()}), datetime.fromtimestamp(changed, UTC))
+    return Listing(fingerprint({path: [stamp.bytes, stamp.tag] for path, stamp in stamps.items()}), datetime.fromtimestamp(changed, UTC))
 
 
 def _hidden(path: str) -> bool:

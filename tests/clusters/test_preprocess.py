@@ -17,11 +17,15 @@ from clusters.preprocess import prepare
 from clusters.session import ray_cluster
 from components import storage
 from components.data.dataset import Dataset
-from components.data.index import read_index
+from components.data.index import DatasetIndex, ShardEntry, read_whole_index, sums_file
 from components.data.prepare_config import PrepareConfig
+from components.data.reuse import Reuse
+from components.data.shards import ShardSpec
 from components.data.verify import verify_dataset
+from components.data.write import shard_file
 from components.errors import UserError
 from tests.data.sources import encoded, pictures, write, write_idx, write_pictures
+from tests.reading import note_files_read
 from tests.s3 import S3Server
 
 CONFIG = PrepareConfig(rows_per_shard=16, size=4)
@@ -96,7 +100,7 @@ def test_an_unchanged_source_makes_nothing_again(tmp_path: Path) -> None:
     shards = sum(len(entries) for entries in first.splits.values())
     assert again == first
     assert progress == [(shards, shards, 60)]
-    assert {name for name in after if after[name] != before[name]} == {"index.json"}
+    assert {name for name in after if after[name] != before[name]} == {"index.json", sums_file(first)}
 
 
 def test_added_files_make_only_new_shards_and_give_the_data_set_of_a_fresh_run(tmp_path: Path) -> None:
@@ -182,7 +186,7 @@ def test_an_index_of_another_version_is_replaced(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="format_version 99"):
         Dataset.open(str(tmp_path / "out"))
     prepare(str(tmp_path / "source"), str(tmp_path / "out"), CONFIG)
-    assert read_index(str(tmp_path / "out")) == index
+    assert read_whole_index(str(tmp_path / "out")) == index
 
 
 def test_files_that_are_not_ours_stay(tmp_path: Path) -> None:
@@ -199,3 +203,91 @@ def test_files_that_are_not_ours_stay(tmp_path: Path) -> None:
 def test_a_single_process_needs_neither_ray_nor_torch() -> None:
     program = "import clusters.preprocess, sys; assert not {'ray', 'torch'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", program], check=True, cwd=Path(__file__).parents[2])
+
+
+def grow(source: Path) -> None:
+    for number, pixels in enumerate(pictures(3, 77)):
+        write(source / "b" / f"0040-{number}.png", encoded(pixels))
+
+
+def shards_written(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The specifications of the shards that are made in this process from now on."""
+    made, write_shard = [], preprocess.write_shard
+
+    def noting(spec: ShardSpec, out: str) -> ShardEntry:
+        made.append(spec.fingerprint)
+        return write_shard(spec, out)
+
+    monkeypatch.setattr(preprocess, "write_shard", noting)
+    return made
+
+
+def test_shards_of_earlier_data_sets_are_carried_over_and_the_result_is_that_of_a_fresh_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, old, out = (tmp_path / name for name in ("source", "old", "out"))
+    write_pictures(source, ("a", "b"), 80)
+    before = prepare(str(source), str(old), CONFIG)
+    kept = content(old)
+    write_idx(tmp_path / "other", "train", 60)
+    prepare(str(tmp_path / "other"), str(tmp_path / "of other data"), CONFIG)
+    grow(source)
+    fresh = prepare(str(source), str(tmp_path / "fresh"), CONFIG)
+    made = shards_written(monkeypatch)
+    datasets = tuple(str(tmp_path / name) for name in ("of other data", "nowhere", "old"))
+    assert prepare(str(source), str(out), CONFIG, reuse=Reuse(datasets=datasets)) == fresh
+    assert content(out) == content(tmp_path / "fresh")
+    assert set(made) == set(specs(fresh)) - set(specs(before))
+    assert 1 <= len(made) <= 6
+    shared = set(specs(before)) & set(specs(fresh))
+    assert all((old / shard_file(spec)).samefile(out / shard_file(spec)) for spec in shared)
+    assert content(old) == kept
+
+
+def specs(index: DatasetIndex) -> list[str]:
+    return [entry.spec for entries in index.splits.values() for entry in entries]
+
+
+@pytest.mark.parametrize("damage", ["short", "missing", "index", "index of another version"])
+def test_what_is_damaged_is_not_carried_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: str) -> None:
+    source, old, out = (tmp_path / name for name in ("source", "old", "out"))
+    write_idx(source, "train", 60)
+    index = prepare(str(source), str(old), CONFIG)
+    whole, shard = content(old), old / index.splits["train"][1].file
+    if damage == "short":
+        shard.write_bytes(shard.read_bytes()[:-1])
+    elif damage == "missing":
+        shard.unlink()
+    elif damage == "index":
+        (old / "index.json").write_text("{")
+    else:
+        storage.write_json(str(old / "index.json"), index.to_json() | {"format_version": 99})
+    made = shards_written(monkeypatch)
+    prepare(str(source), str(out), CONFIG, reuse=Reuse(datasets=(str(old),)))
+    assert content(out) == whole
+    assert set(made) == ({index.splits["train"][1].spec} if damage in ("short", "missing") else set(specs(index)))
+
+
+def test_a_failure_leaves_nothing_of_what_was_carried_over(tmp_path: Path) -> None:
+    source, old, out = (tmp_path / name for name in ("source", "old", "out"))
+    write_pictures(source, ("a", "b"), 40)
+    prepare(str(source), str(old), CONFIG)
+    kept = content(old)
+    write(source / "b" / "0020b.png", encoded(pictures(1)[0])[:-20])
+    with pytest.raises(UserError, match=r"0020b\.png is no readable"):
+        prepare(str(source), str(out), CONFIG, reuse=Reuse(datasets=(str(old),)))
+    assert content(out) == {}
+    assert content(old) == kept
+
+
+def test_on_s3_shards_are_copied_by_the_server(s3: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = tmp_path / "source"
+    write_pictures(source, ("a", "b"), 40)
+    old = prepare(str(source), f"{s3}/old", CONFIG)
+    grow(source)
+    prepare(str(source), str(tmp_path / "fresh"), CONFIG)
+    made, read = shards_written(monkeypatch), note_files_read(monkeypatch)
+    prepare(str(source), f"{s3}/out", CONFIG, reuse=Reuse(datasets=(f"{s3}/old",)))
+    assert 1 <= len(made) <= 3
+    assert [url for url in read if url.startswith("s3://")] == [f"{s3}/old/index.json", f"{s3}/old/{sums_file(old)}"]
+    assert content(f"{s3}/out") == content(tmp_path / "fresh")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -12,11 +13,14 @@ import pytest
 from clusters.preprocess import prepare
 from components import storage
 from components.data.dataset import Dataset
+from components.data.index import sums_file
 from components.data.plan import plan
 from components.data.prepare_config import PrepareConfig
-from components.data.selection import cut_names
+from components.data.selection import cut_names, first_words, words_of
+from components.data.sources.known import KnownFiles
 from components.data.verify import verify_dataset
 from tests.data.sources import write_idx, write_parquet, write_pictures, write_tar
+from tests.reading import note_files_read
 
 
 def specs(source: Path, **options: object) -> set[str]:
@@ -79,6 +83,62 @@ def test_adding_a_file_of_rows_makes_only_new_shards(tmp_path: Path, kind: str) 
     moved = tmp_path / "elsewhere"
     source.rename(moved)
     assert specs(moved, rows_per_shard=16) == after, "the place of a source does not matter"
+
+
+def test_a_day_of_pictures_makes_as_many_shards_however_many_days_there_are() -> None:
+    """Names by date, at the end of each of four classes: what changes are the shards there."""
+
+    def runs(days: int) -> set[tuple[str, ...]]:
+        names = [f"{name}/{day:04d}-{number:03d}" for name in "abcd" for day in range(days) for number in range(32)]
+        return {tuple(names[run]) for run in cut_names(names, 32)}
+
+    made = {days: [len(runs(day + 1) - runs(day)) for day in range(days, days + 6)] for days in (4, 40, 150)}
+    assert all(np.median(counts) <= 16 for counts in made.values())  # two runs a day and class where they are of three quarters the length
+    assert np.mean(made[150]) < 0.05 * len(runs(150))
+
+
+def test_words_of_many_files_are_those_of_each() -> None:
+    paths = ["a/1.png", "a/2.png", "ü.png"]
+    each = [words_of(7, path, np.zeros(1, np.int64))[0] for path in paths]
+    assert first_words(7, paths).tolist() == each
+    assert first_words(7, []).tolist() == []
+
+
+def test_a_limit_moves_with_the_data_and_remakes_what_it_chooses_from(tmp_path: Path) -> None:
+    """What `limit` takes are the rows with the smallest words of all: its bound is part of every shard's specification."""
+    write_idx(tmp_path, "train-a", 200)
+    before = specs(tmp_path, rows_per_shard=16, limit=10)
+    write_idx(tmp_path, "train-b", 40, 1)
+    after = specs(tmp_path, rows_per_shard=16, limit=10)
+    assert not before & after
+    assert len(after) <= 2 * 10, "no more shards than rows, in either split"
+
+
+@pytest.mark.parametrize("kind", [*ADD_FILE, "pictures"])
+def test_known_files_are_not_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    source, cache, config = tmp_path / "source", str(tmp_path / "known.json"), PrepareConfig(rows_per_shard=16)
+
+    def add(name: str, seed: int) -> None:
+        if kind == "pictures":
+            write_pictures(source, (name,), 20, seed)
+        else:
+            ADD_FILE[kind](source, f"{name}-train", seed)
+
+    for seed, name in enumerate("bc"):
+        add(name, seed)
+    for file in source.rglob("*"):
+        os.utime(file, (1_000_000_000,) * 2)
+    files = KnownFiles(cache)
+    planned = plan(str(source), config, files)
+    files.save()
+    assert planned == plan(str(source), config)
+    read = note_files_read(monkeypatch)
+    assert plan(str(source), config, KnownFiles(cache)) == planned
+    assert read == [cache]
+    add("d", 2)
+    grown = plan(str(source), config, KnownFiles(cache))
+    assert {os.path.relpath(url, source)[0] for url in read[2:]} == {"d"}
+    assert grown == plan(str(source), config) != planned
 
 
 def test_options_and_content_change_specifications_that_they_concern(tmp_path: Path) -> None:
@@ -162,11 +222,13 @@ def test_verify_finds_what_opening_cannot(tmp_path: Path) -> None:
 def test_verify_computes_figures_again(tmp_path: Path) -> None:
     write_idx(tmp_path / "source", "train", 60)
     index = prepare(str(tmp_path / "source"), str(tmp_path / "out"), PrepareConfig())
-    values = index.to_json()
-    values["splits"]["train"][0]["sums"]["classes"]["0"] += 1
-    storage.write_json(str(tmp_path / "out" / "index.json"), values)
-    with pytest.raises(ValueError, match=r"the sums in index\.json are not those of its rows"):
+    place = str(tmp_path / "out" / sums_file(index))
+    sums = storage.read_json(place)
+    altered = sums | {(first := index.splits["train"][0].file): sums[first] | {"classes": {"0": 61}}}
+    storage.write_json(place, altered)
+    with pytest.raises(ValueError, match="its sums are not those of its rows"):
         verify_dataset(str(tmp_path / "out"))
+    storage.write_json(place, sums)
     values = index.to_json()
     values["statistics"]["train"]["columns"]["image"]["mean"] = [0.5]
     storage.write_json(str(tmp_path / "out" / "index.json"), values)

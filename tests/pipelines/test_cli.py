@@ -39,6 +39,11 @@ COMMANDS = (
     "jobs",
     "logs",
     "stop",
+    "track",
+    "register",
+    "models",
+    "promote",
+    "rollback",
 )
 
 

@@ -10,13 +10,19 @@ import signal
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from components import storage
 from components.config import fingerprint
+from components.data.columns import Column
+from components.data.index import sums_file
+from components.data.write import write_dataset
 from components.errors import UserError
 from components.lock import is_locked, locked
 from pipelines.source import SourceReader
 from pipelines.store import COMMIT, Artifact, Draft, Recipe, Store, open_artifact
+from tests.reading import note_files_read
 
 RECIPE = Recipe(stage="numbers", version=1, config={"count": 3}, inputs={"data": "00"})
 
@@ -233,8 +239,8 @@ def test_a_remembered_hash_holds_until_size_or_time_changes(store: Store, tmp_pa
     reader = SourceReader(store)
     first = reader.read(str(file), "data").fingerprint
     reader.remember()
-    cache = Path(store.place("cache", "sources.json"))
-    assert json.loads(cache.read_text())[str(file)][2] == hashlib.sha256(b"x").hexdigest()
+    (cache,) = Path(store.place("cache")).iterdir()
+    assert hashlib.sha256(b"x").hexdigest() in cache.read_text()
     file.write_bytes(b"y")
     os.utime(file, (1000, 1000))  # the same size and time: the reader may not look again
     assert SourceReader(store).read(str(file), "data").fingerprint == first
@@ -249,7 +255,7 @@ def test_a_file_changed_just_now_is_not_remembered(store: Store, tmp_path: Path)
     reader = SourceReader(store)
     reader.read(str(tmp_path / "x.bin"), "data")
     reader.remember()
-    assert not Path(store.place("cache", "sources.json")).exists()
+    assert not Path(store.place("cache")).exists()
 
 
 def test_an_artifact_as_source_stands_for_itself(store: Store) -> None:
@@ -262,3 +268,65 @@ def test_a_source_that_is_not_there_is_named(store: Store, tmp_path: Path, name:
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match=f"data: .*{name}.* ?{problem}"):
         SourceReader(store).read(str(tmp_path / name), "data")
+
+
+def test_what_an_index_tells_of_its_shards_is_not_read_to_publish(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    column = {"x": Column(dtype="int64")}
+    with store.drafting(RECIPE, never_waits) as draft:
+        index = write_dataset(draft.out, {"train": [{"x": np.arange(10)}], "test": [{"x": np.arange(3)}]}, column)
+        (draft.folder / "more.txt").write_text("more")
+        read = note_files_read(monkeypatch)
+        made = store.publish(draft, RECIPE, {}, 1.0, "")
+    assert not [url for url in read if url.endswith(".arrow")]
+    assert {url.rsplit("/", 1)[-1] for url in read} == {"index.json", sums_file(index), "more.txt"}
+    assert len(made.manifest.files) == 5
+    made.verify()
+
+
+def test_what_has_another_name_already_is_not_put_on_the_disk_again(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = publish(store)
+    synced: list[str] = []
+    sync = os.fsync
+
+    def noting(descriptor: int) -> None:
+        synced.append(os.path.basename(os.readlink(f"/proc/self/fd/{descriptor}")))
+        sync(descriptor)
+
+    other = RECIPE.model_copy(update={"version": 2})
+    with store.drafting(other, never_waits) as draft:
+        storage.copy(first.path("deep", "numbers.txt"), str(draft.folder / "linked.txt"))
+        (draft.folder / "new.txt").write_text("new")
+        monkeypatch.setattr(os, "fsync", noting)
+        store.publish(draft, other, {}, 1.0, "")
+    assert {"new.txt", other.name} <= set(synced)
+    assert "linked.txt" not in synced
+
+
+@pytest.mark.parametrize("text", ["{}", "not JSON", '{"format_version": 99}'])
+def test_a_file_that_is_called_index_and_is_none_is_published_like_any_other(store: Store, text: str) -> None:
+    with store.drafting(RECIPE, never_waits) as draft:
+        (draft.folder / "index.json").write_text(text)
+        made = store.publish(draft, RECIPE, {}, 1.0, "")
+    assert made.manifest.files["index.json"].sha256 == hashlib.sha256(text.encode()).hexdigest()
+
+
+def test_a_shard_that_is_not_as_its_index_says_is_read_to_publish(store: Store) -> None:
+    with store.drafting(RECIPE, never_waits) as draft:
+        index = write_dataset(draft.out, {"train": [{"x": np.arange(10)}]}, {"x": Column(dtype="int64")})
+        shard = index.splits["train"][0].file
+        (draft.folder / shard).write_bytes(b"short")
+        made = store.publish(draft, RECIPE, {}, 1.0, "")
+    assert made.manifest.files[shard].sha256 == hashlib.sha256(b"short").hexdigest()
+
+
+def test_the_newest_artifacts_of_a_stage(store: Store) -> None:
+    recipes = [RECIPE.model_copy(update={"version": version}) for version in range(4)]
+    made = [publish(store, recipe) for recipe in recipes]
+    publish(store, RECIPE.model_copy(update={"stage": "numbers-more"}))
+    for age, number in enumerate((2, 0, 3, 1)):
+        os.utime(os.path.join(made[number].url, COMMIT), (10_000 - age,) * 2)
+    os.remove(os.path.join(made[0].url, COMMIT))
+    assert store.newest("numbers", 2) == [made[2].url, made[3].url]
+    assert store.newest("numbers", 9) == [made[2].url, made[3].url, made[1].url]
+    assert store.newest("number", 9) == []
+    assert Store(store.place("nowhere")).newest("numbers", 1) == []

@@ -12,16 +12,16 @@ import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, BinaryIO, cast
 
 from components import storage
 from components.data.cache import ContentCache
+from components.data.sources.known import KnownFiles
 from components.errors import UserError, did_you_mean
+from components.stamp import Stamp
 
-HASHING_THREADS = 4
 TRIES, TIMEOUT_SECONDS = 4, 60
 
 
@@ -40,7 +40,7 @@ class SourceFolder:
         """Sorted paths; hidden ones, and those that begin with an underscore, are left out. Raises UserError when there is none."""
         if self._http:
             return tuple(sorted(self._checksums))
-        found = [self._root[1]] if self._root[1] else [path for path in storage.list_files(self.url) if not _is_hidden(path)]
+        found = sorted(path for path in self._stamps if path == self._root[1] or not _is_hidden(path))
         for path in self._checksums:
             if path not in found:
                 raise UserError(f"source {self.url} has no file {path!r}, which checksums names; {did_you_mean(path, found)}")
@@ -59,23 +59,37 @@ class SourceFolder:
         place = self.place(path)
         return ContentCache().use(self._checksums[path], place, lambda: _get(place), lambda local: local.open("rb"))
 
-    def hashed(self, paths: list[str]) -> list[SourceFile]:
-        """Files with their checksums; raises UserError naming the file and both when one is not what the config says."""
-        with ThreadPoolExecutor(HASHING_THREADS) as threads:
-            return list(threads.map(self._hashed, paths))
+    def hashed(self, paths: list[str], known: KnownFiles) -> list[SourceFile]:
+        """Files with their checksums, those that are not known read through.
+
+        Raises UserError naming the file and both checksums when one is not what the config says.
+        """
+        hashes = known.hashes({path: self._stamps.get(path) for path in paths}, self._sha256)
+        return [self._checked(path, sha256) for path, sha256 in hashes.items()]
 
     def known(self, path: str, sha256: str) -> SourceFile:
         """A file whose checksum an earlier look has told."""
         self._checksums[path] = sha256
         return SourceFile(path, sha256, self.place(path), self)
 
-    def _hashed(self, path: str) -> SourceFile:
+    def _sha256(self, path: str) -> str:
         with self.open(path) as file:
-            found = hashlib.file_digest(cast(Any, file), "sha256").hexdigest()
+            return hashlib.file_digest(cast(Any, file), "sha256").hexdigest()
+
+    def _checked(self, path: str, found: str) -> SourceFile:
         expected = self._checksums.get(path, found)
         if found != expected:
             raise UserError(f"{self.place(path)} has sha256 {found}, the config's checksums say {expected}; fetch it again or correct them")
         return SourceFile(path, found, self.place(path), self)
+
+    @cached_property
+    def _stamps(self) -> dict[str, Stamp]:
+        """Of all files, by path; none where only a request for the content tells."""
+        if self._http:
+            return {}
+        name = self._root[1]
+        only = storage.stamp(self.url) if name else None
+        return {name: only} if only is not None else storage.stamps(self.url)
 
     @cached_property
     def _root(self) -> tuple[str, str]:

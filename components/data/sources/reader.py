@@ -21,6 +21,7 @@ from components.errors import UserError
 
 IMAGE = "image"
 MAX_CLASSES = 100_000
+SCAN_VERSION = 1  # raise it when a reader finds something else in the same file
 _NAMES = {IMAGE: {"image", "images", "img", "imgs", "picture", "x"}, LABEL: {"label", "labels", "target", "targets", "y"}}
 SPLIT_WORDS = {"train": "train", "training": "train", "test": "test", "t10k": "test", "val": "validation", "valid": "validation"}
 SPLIT_WORDS |= {"validation": "validation"}

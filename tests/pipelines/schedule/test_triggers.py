@@ -120,4 +120,6 @@ def test_listing_on_s3(s3: str) -> None:
     storage.remove(f"{s3}/source/deep/a.bin")
     storage.write_bytes(f"{s3}/source/a.bin", b"one")
     assert look(f"{s3}/source").fingerprint not in {first.fingerprint, second.fingerprint}
-    assert storage.listing(f"{s3}/source/a.bin").keys() == {""}
+    alone = look(f"{s3}/source/a.bin")
+    storage.write_bytes(f"{s3}/source/a.bin", b"two")
+    assert look(f"{s3}/source/a.bin").fingerprint != alone.fingerprint
