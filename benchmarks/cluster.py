@@ -32,6 +32,7 @@ from components import storage
 from tests.prometheus import Prometheus, free_port, prometheus, promtool
 from tests.s3 import S3Server
 
+WATCHED = ("prior.train.evaluate_every=60", "tokenizer.train.evaluate_every=60")
 STORE, DATA = "s3://raymill/store", "s3://raymill/pictures"
 # What must have been seen of a run of tokens; the families and phases are in the labels.
 SERIES = (
@@ -105,7 +106,7 @@ def main() -> int:
     parser.add_argument("--compare", action="store_true", help="run the job here alone too, and compare every byte")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings of the run (default: a short one)")
     given = parser.parse_args()
-    overrides = given.overrides or list(SHORT_RUN)
+    overrides = given.overrides or [*SHORT_RUN, *WATCHED]
     lacking = [program for program in ("prometheus", "promtool") if shutil.which(program) is None]
     if lacking:
         raise SystemExit(f"{' and '.join(lacking)} not installed; on Debian: apt-get install prometheus")
