@@ -20,7 +20,7 @@ from pipelines.training import MODEL
 SEED = 0  # of the resampling: the same blocks give the same interval
 FEW_BLOCKS = 20  # of fewer, a bootstrap interval is too narrow
 FEW = "only {blocks} blocks of held-out rows make the interval too narrow; hold out more rows or lower gate.block_rows"
-MOVES_NO_ROW = {"rows_per_shard", "limit", "checksums"}  # options of preparing that leave every row in its split
+MOVES_NO_ROW = {"rows_per_shard", "shard_mib", "limit", "checksums"}  # options of preparing that leave every row in its split
 
 Judged = dict[str, Any]  # fields of a Decision
 
