@@ -21,6 +21,7 @@ from prometheus_client import CollectorRegistry, start_http_server
 from clusters.monitoring.hub import MetricsHub
 from clusters.monitoring.states import RunState, ScheduleState, StageState
 from clusters.ports import METRICS_PORT
+from components.config import Config
 from components.errors import UserError
 
 __all__ = ["MetricsHub", "RunState", "ScheduleState", "StageState", "serve_metrics"]
@@ -35,7 +36,7 @@ HEARTBEAT_SECONDS = 15.0  # and one in so many when nothing changes
 RETRY_SECONDS = 60.0  # at most between two tries after failures
 ANSWER_SECONDS, FAREWELL_SECONDS = 30.0, 3.0
 
-Send = Callable[[str], None]  # takes a RunState as JSON
+Send = Callable[[str], None]  # takes a state as JSON
 
 
 def endpoint() -> tuple[str, int]:
@@ -64,7 +65,7 @@ def serve_metrics(hub: MetricsHub, host: str = LOOPBACK, port: int = METRICS_POR
 
 
 @contextmanager
-def told(state: Callable[[], RunState], send: Send) -> Iterator[None]:
+def told(state: Callable[[], Config], send: Send) -> Iterator[None]:
     """Sends what `state` gives whenever it has changed, and now and then as a heartbeat; for the last time at the end."""
     stop = threading.Event()
     thread = threading.Thread(target=_tell, args=(state, send, stop), name="metrics", daemon=True)
@@ -76,7 +77,7 @@ def told(state: Callable[[], RunState], send: Send) -> Iterator[None]:
         thread.join(FAREWELL_SECONDS)
 
 
-def _tell(state: Callable[[], RunState], send: Send, stop: threading.Event) -> None:
+def _tell(state: Callable[[], Config], send: Send, stop: threading.Event) -> None:
     before, at, wait, last = "", 0.0, TELL_SECONDS, False
     while not last:
         last = stop.wait(wait)

@@ -49,8 +49,14 @@ class ScheduleState(_Told):
     """A schedule and the scheduler that acts for it. Counts are those since the schedule was made, by outcome."""
 
     status: ScheduleStatus
-    heartbeat_at: Seconds = Field(description="when the acting scheduler last looked")
+    heartbeat_at: Seconds | None = Field(None, description="when the acting scheduler last looked; None: it is not there to stay")
     last_success_at: Seconds | None = None
     next_fire_at: Seconds | None = None
     runs: dict[str, int] = Field(default_factory=dict, description='such as {"succeeded": 29, "failed": 1}')
     decisions: dict[str, int] = Field(default_factory=dict, description='such as {"promoted": 3, "kept": 26}')
+
+
+class ScheduleStates(_Told):
+    """All schedules that a scheduler acts for, by name."""
+
+    schedules: dict[str, ScheduleState] = Field(default_factory=dict)

@@ -25,6 +25,7 @@ from pipelines.schedule.runner import ProcessRunner, Runner, leave_with_parent
 from pipelines.schedule.scheduler import Scheduler
 from pipelines.schedule.state import Event, Observer, Outcome, Run, Schedule, names
 from pipelines.schedule.triggers import next_due
+from pipelines.schedule.watching import Watched, told_to_hub
 from pipelines.shell import Answer
 from pipelines.store import Store
 from pipelines.workers import Workers
@@ -144,6 +145,7 @@ def start(
     require_tracking()
     place = Store(store)
     happened: dict[str, list[Event]] = {}
+    watched = Watched(place, once)
 
     def tell(line: str) -> None:
         if not json:
@@ -159,8 +161,9 @@ def start(
     def make_runner() -> Runner:
         return ProcessRunner() if cluster is None else JobRunner(cluster, tell)
 
-    observer = Observer(tell, lambda name, state: None if name in happened else happened.update({name: []}), remember)
-    Scheduler(place, make_runner, observer).serve(once)
+    observer = Observer(tell, lambda name, state: None if name in happened else happened.update({name: []}), remember, watched.look)
+    with told_to_hub(watched):
+        Scheduler(place, make_runner, observer).serve(once)
     lines = [f"{name}: {_told(events[-1]) if events else 'nothing due'}" for name, events in happened.items()]
     found = {name: [event.to_json() for event in events] for name, events in happened.items()}
     return Answer({"schedules": found}, lines or [f"no schedules in {place.url}"])

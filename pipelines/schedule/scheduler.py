@@ -20,7 +20,7 @@ from components.errors import UserError
 from components.lease import Lease, LeaseLost, held
 from pipelines.schedule.clock import Clock, SystemClock
 from pipelines.schedule.runner import Runner
-from pipelines.schedule.state import Observer, Schedule, names
+from pipelines.schedule.state import Look, Observer, Schedule, names
 from pipelines.schedule.supervisor import Supervisor
 from pipelines.store import Store
 
@@ -51,7 +51,7 @@ class Scheduler:
         self.store, self._make_runner, self._observer = store, make_runner, observer or Observer()
         self._clock, self._pace = clock or SystemClock(), pace or Pace()
         self._supervisors: dict[str, Supervisor] = {}
-        self._next_beat = self._clock.now()
+        self._beaten = self._next_beat = self._clock.now()
         self._troubles: dict[str, str] = {}
 
     def serve(self, once: bool = False) -> None:
@@ -77,12 +77,14 @@ class Scheduler:
                 self._observer.tell(str(error))
 
     def _act(self, lease: Lease, once: bool) -> None:
-        self._supervisors, self._next_beat, self._troubles = {}, self._clock.now(), {}
+        self._supervisors, self._troubles = {}, {}
+        self._beaten = self._next_beat = self._clock.now()
         runner = self._make_runner()
         try:
             while True:
                 self._beat(runner, lease)
                 self._take_steps()
+                self._observer.on_look(Look(self._beaten, {name: (s.config, s.state) for name, s in self._supervisors.items()}))
                 now = self._clock.now()
                 if once and all(supervisor.idle() for supervisor in self._supervisors.values()):
                     if self._troubles:
@@ -90,6 +92,7 @@ class Scheduler:
                     return
                 self._clock.sleep_until(self._wake(now))
         finally:
+            self._observer.on_look(Look(self._beaten, {}))
             self._leave(runner)
 
     def _beat(self, runner: Runner, lease: Lease) -> None:
@@ -106,6 +109,7 @@ class Scheduler:
             for name in sorted({*present, *self._supervisors}):
                 self._reload(name, runner, lease, now)
             self._troubles = {name: trouble for name, trouble in self._troubles.items() if name in present}
+            self._beaten = now
 
     def _reload(self, name: str, runner: Runner, lease: Lease, now: datetime) -> None:
         with self._trouble(name):

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Literal
@@ -201,12 +201,21 @@ def this_process() -> str:
 
 
 @dataclass(frozen=True)
+class Look:
+    """What a scheduler sees to: each schedule's config and where it stands. Empty once it acts no more."""
+
+    at: datetime  # of its last heartbeat
+    schedules: Mapping[str, tuple[ScheduleConfig, State]]
+
+
+@dataclass(frozen=True)
 class Observer:
     """Who is told what a scheduler does. Nothing depends on it."""
 
     tell: Callable[[str], None] = lambda line: None  # lines for people, of the scheduler itself
     on_state: Callable[[str, State], None] = lambda name, state: None  # a schedule's state as it was read or written
     on_event: Callable[[str, Event], None] = lambda name, event: None
+    on_look: Callable[[Look], None] = lambda look: None  # after each round over all schedules
 
 
 def _read(kind: type[Any], place: str) -> Any:
