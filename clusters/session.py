@@ -10,6 +10,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from clusters import loopback
 from components.errors import UserError
 
 CONNECT_SECONDS = 5.0
@@ -49,6 +50,17 @@ def ray_cluster(address: str | None, cpus: int) -> Iterator[None]:
     if address is not None:
         require_answer(address)
         choose_token_mode()
+    with loopback.kept(own=address is None):
+        _connect(address, cpus)
+        try:
+            yield
+        finally:
+            ray.shutdown()
+
+
+def _connect(address: str | None, cpus: int) -> None:
+    import ray
+
     on_terminate = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(
@@ -68,10 +80,6 @@ def ray_cluster(address: str | None, cpus: int) -> Iterator[None]:
         signal.signal(signal.SIGTERM, on_terminate)  # Ray's own handler prints a native stack trace
     for name in ("ray.train", "ray.data", "ray.tune"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        ray.shutdown()
 
 
 def require_resources(workers: int, per_worker: dict[str, float]) -> None:

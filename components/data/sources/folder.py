@@ -20,6 +20,7 @@ from components import storage
 from components.data.cache import ContentCache
 from components.data.sources.known import KnownFiles
 from components.errors import UserError, did_you_mean
+from components.redaction import redacted
 from components.stamp import Stamp
 
 TRIES, TIMEOUT_SECONDS = 4, 60
@@ -32,6 +33,10 @@ class SourceFolder:
         self.url = url
         self._checksums = dict(checksums)
         self._http = url.startswith(("http://", "https://"))
+        if self._http and (parts := urllib.parse.urlsplit(url)) and ("@" in parts.netloc or parts.query):
+            raise UserError(
+                f"source {redacted(url)} was given with a user or a query, which may be secret; fetch its files, and give their folder"
+            )
         if self._http and not checksums:
             raise UserError(f"source {url}: give its files and their SHA-256, for example checksums='{{images.npz: 0123...}}'")
 
