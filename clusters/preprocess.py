@@ -16,7 +16,7 @@ from contextlib import suppress
 from typing import Any
 
 from components import storage
-from components.data.index import DatasetIndex, ShardEntry, make_index, write_index
+from components.data.index import DatasetIndex, ShardEntry, make_index, sums_file, write_index
 from components.data.plan import Plan, plan
 from components.data.prepare_config import PrepareConfig
 from components.data.reuse import Reuse, carry_over, whole_shards
@@ -134,9 +134,9 @@ def _quiet_context(workers: int) -> Any:
 
 
 def _remove_unused(out: str, index: DatasetIndex) -> None:
-    used = {entry.file for entries in index.splits.values() for entry in entries}
+    used = {entry.file for entries in index.splits.values() for entry in entries} | {sums_file(index)}
     for name in storage.list_names(out):
-        if re.fullmatch(r"shard-[0-9a-f]+\.arrow", name) and name not in used:
+        if re.fullmatch(r"shard-[0-9a-f]+\.arrow|sums-[0-9a-f]+\.json", name) and name not in used:
             storage.remove(storage.join(out, name))
 
 

@@ -14,13 +14,19 @@ def _faces() -> Pipeline:
     return FACES
 
 
+def _model() -> Pipeline:
+    from pipelines.model import PIPELINE
+
+    return PIPELINE
+
+
 def _tokens() -> Pipeline:
     from pipelines.tokens import TOKENS
 
     return TOKENS
 
 
-PIPELINES: dict[str, Callable[[], Pipeline]] = {"faces": _faces, "tokens": _tokens}
+PIPELINES: dict[str, Callable[[], Pipeline]] = {"faces": _faces, "model": _model, "tokens": _tokens}
 
 
 def find_pipeline(name: str) -> Pipeline:

@@ -3,9 +3,9 @@
     @stage(version=1)
     def codes(images: Artifact, tokenizer: Artifact, task: Task[CodesConfig]) -> None: ...
 
-Arguments annotated `Artifact` are made by the stage of that name (`Artifact | None`: by one that a config may leave out), `Source` is data
-from outside, given by the pipeline's config field of that name, and `Task` is the work itself: the stage's own section of the config, the
-draft to fill, progress. Raise `version` when a change of code changes what a stage makes.
+Arguments annotated `Artifact` are made by the stage of that name, `Source` is data from outside, given by the pipeline's config field of
+that name (`Artifact | None`, `Source | None`: what a config may leave out), and `Task` is the work itself: the stage's own section of the
+config, the draft to fill, progress. Raise `version` when a change of code changes what a stage makes.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ class Step:
     stage: Stage
     section: Any
     recipe: Recipe
-    sources: dict[str, Source]
+    sources: Mapping[str, Source | None]
     needs: dict[str, Step | None]
 
 
@@ -131,8 +131,11 @@ class Pipeline:
 
     def _check_need(self, each: Stage, need: Need, made: Mapping[str, bool]) -> None:
         if need.kind is Source:
-            if need.name not in self.config.model_fields:
+            field = self.config.model_fields.get(need.name)
+            if field is None:
                 self._refuse(f"source {need.name!r} of stage {each.name!r} has no config field")
+            if type(None) in typing.get_args(field.annotation) and not need.optional:
+                self._refuse(f"stage {each.name!r} needs {need.name!r}, which a config may leave out; annotate it Source | None")
         elif need.name not in made:
             self._refuse(f"stage {each.name!r} needs {need.name!r}, which no earlier stage makes; {did_you_mean(need.name, made)}")
         elif made[need.name] and not need.optional:
@@ -159,11 +162,12 @@ class Pipeline:
             if section is None and each.section is not type(None):
                 continue
             for need in each.needs:
-                if need.kind is Source and need.name not in known:
-                    known[need.name] = sources.read(getattr(config, need.name), f"{need.name}={getattr(config, need.name)}")
-            mine = {need.name: known[need.name] for need in each.needs if need.kind is Source}
+                place = getattr(config, need.name) if need.kind is Source and need.name not in known else None
+                if place is not None:
+                    known[need.name] = sources.read(place, f"{need.name}={place}")
+            mine = {need.name: known.get(need.name) for need in each.needs if need.kind is Source}
             needs = {need.name: steps.get(need.name) for need in each.needs if need.kind is Artifact}
-            inputs = {name: source.fingerprint for name, source in mine.items()}
+            inputs = {name: source.fingerprint for name, source in mine.items() if source is not None}
             inputs |= {name: step.recipe.fingerprint for name, step in needs.items() if step is not None}
             values = section.to_json() if section is not None else {}
             recipe = Recipe(stage=each.name, version=each.version, config=values, inputs=inputs)
@@ -211,5 +215,5 @@ def make(
 
         task = Task(step.section, draft, workers, report, command, store)
         step.stage.make(**step.sources, **inputs, task=task)
-        places = {source_name: source.url for source_name, source in step.sources.items()}
+        places = {source_name: source.url for source_name, source in step.sources.items() if source is not None}
         return store.publish(draft, step.recipe, places, time.perf_counter() - started, command), True

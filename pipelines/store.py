@@ -264,6 +264,19 @@ class Store:
         if not is_held(self._lock(recipe.name)):
             storage.remove(self.place("runs", recipe.name))
 
+    def remove(self, artifact: Artifact) -> None:
+        """Removes an artifact of this store in one atomic step; killed, it leaves what `sweep` or the next maker clears away."""
+        with held(self._lock(artifact.name), lambda owner: None, seconds=self._lease_seconds):
+            if not self._local:
+                storage.remove(storage.join(artifact.url, COMMIT))
+                storage.remove(artifact.url)
+                return
+            staged = self.place("staging", artifact.name)
+            storage.remove(staged)
+            os.makedirs(os.path.dirname(staged), exist_ok=True)
+            os.rename(artifact.url, staged)
+            storage.remove(staged)
+
     def sweep(self) -> None:
         """Removes what killed processes left and nobody needs: drafts and locks without a maker, work folders of published artifacts."""
         for name in storage.list_names(self.place("runs")):

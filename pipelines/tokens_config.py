@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Self
+from typing import Self, TypeVar
 
 from pydantic import Field, model_validator
 
@@ -35,11 +35,16 @@ class SamplesConfig(Config):
         return self
 
 
-class TokensConfig(Config):
-    """One section a stage; `data` is where the pictures are."""
+class PicturesConfig(Config):
+    """Where pictures are, and how they become a data set: what every pipeline over pictures is told."""
 
     data: str = Field(str(SHIPPED), description="pictures: IDX files, class folders, Parquet, WebDataset tars or .npz")
     images: PrepareConfig = PrepareConfig()
+
+
+class TokensConfig(PicturesConfig):
+    """One section a stage."""
+
     judge: Training = Training(family="classifier")
     features: Training | None = None
     reconstructor: Training | None = None
@@ -71,7 +76,10 @@ class TokensConfig(Config):
         return self
 
 
-def with_class_names(config: TokensConfig) -> TokensConfig:
+P = TypeVar("P", bound=PicturesConfig)
+
+
+def with_class_names(config: P) -> P:
     """Fashion-MNIST's own files only number its classes; a folder of that name with such files gets their names, unless some are given."""
     last = config.data.rstrip("/").rsplit("/", 1)[-1]
     if config.images.class_names or last != "fashion-mnist" or not storage.exists(storage.join(config.data, LABEL_FILE)):

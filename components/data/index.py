@@ -1,6 +1,7 @@
 """The index of a data set: schema, shards with their checksums, statistics and what made it. It is written last: it is the commit.
 
-A data set is a folder or prefix of Arrow IPC files and `index.json`; without the index it does not exist.
+A data set is a folder or prefix of Arrow IPC files and `index.json`; without the index it does not exist. What each shard adds to the
+statistics lies apart in `sums-*.json`, which only who prepares or verifies reads: with many classes it is far larger than the index.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ class ShardEntry(Config):
     bytes: int = Field(ge=0)
     sha256: str
     spec: str
-    sums: ShardSums = Field(default_factory=lambda: ShardSums())
+    sums: ShardSums = Field(default_factory=lambda: ShardSums(), description="empty where they were not asked for")
 
 
 class ColumnStatistics(Config):
@@ -101,7 +102,29 @@ def make_index(
 
 def write_index(url: str, index: DatasetIndex) -> None:
     """Commits the data set at `url`: from here on its readers see it."""
-    storage.write_json(storage.join(url, INDEX), index.to_json())
+    sums = {entry.file: entry.sums.to_json() for entries in index.splits.values() for entry in entries}
+    storage.write_json(storage.join(url, sums_file(index)), sums)
+    storage.write_json(storage.join(url, INDEX), index.model_dump(mode="json", exclude={"splits": {"__all__": {"__all__": {"sums"}}}}))
+
+
+def sums_file(index: DatasetIndex) -> str:
+    """Named by the content, so that the sums beside an index are never those of another."""
+    return f"sums-{index.fingerprint}.json"
+
+
+def read_whole_index(url: str) -> DatasetIndex:
+    """As `read_index`, with the sums of every shard. Raises UserError when they are missing or altered too."""
+    index = read_index(url)
+    place = storage.join(url, sums_file(index))
+    values = storage.read_json(place)
+    try:
+        splits = {
+            split: tuple(entry.model_copy(update={"sums": ShardSums.parse(values[entry.file], place)}) for entry in entries)
+            for split, entries in index.splits.items()
+        }
+    except (KeyError, TypeError):
+        raise UserError(f"{place} does not have the sums of every shard; prepare the data set again") from None
+    return index.model_copy(update={"splits": splits})
 
 
 def read_index(url: str) -> DatasetIndex:

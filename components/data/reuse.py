@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from components import storage
-from components.data.index import INDEX, ShardEntry, read_index
+from components.data.index import INDEX, ShardEntry, read_whole_index
 from components.data.sources.known import KnownFiles
 from components.errors import UserError
 
@@ -29,7 +29,7 @@ class Reuse:
 def whole_shards(url: str) -> dict[str, ShardEntry]:
     """Shards that the index at `url` names and that are there in their full length, by specification; {} without an index."""
     try:
-        index = read_index(url) if storage.exists(storage.join(url, INDEX)) else None
+        index = read_whole_index(url) if storage.exists(storage.join(url, INDEX)) else None
     except UserError:  # of another version, or damaged: nothing of it is used
         index = None
     if index is None:

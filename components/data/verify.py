@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from components import storage
 from components.data.arrow import decode, sums_of
-from components.data.index import DatasetIndex, ShardEntry, ShardSums, make_index, read_index
+from components.data.index import DatasetIndex, ShardEntry, ShardSums, make_index, read_whole_index
 from components.errors import UserError
 
 
@@ -30,7 +30,7 @@ def verify_dataset(url: str, on_progress: Callable[[int, int], None] | None = No
 
     Raises UserError naming the first shard that is missing, short, altered (with both checksums) or not as its index says.
     """
-    index = read_index(url)
+    index = read_whole_index(url)
     entries = [entry for split in index.splits.values() for entry in split]
     for done, entry in enumerate(entries, start=1):
         _verify_shard(storage.join(url, entry.file), entry, index)
@@ -51,7 +51,7 @@ def _verify_shard(place: str, entry: ShardEntry, index: DatasetIndex) -> None:
         )
     rows = decode(pa.py_buffer(data), index.columns, entry.rows, place)
     if not _agree(sums_of(index.columns, rows), entry.sums):
-        raise UserError(f"shard {place}: the sums in index.json are not those of its rows; the index was altered, make it again")
+        raise UserError(f"shard {place}: its sums are not those of its rows; they were altered, make it again")
 
 
 def _agree(found: ShardSums, recorded: ShardSums) -> bool:

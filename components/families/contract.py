@@ -6,6 +6,7 @@ place where buffers change. To add a family: one file with a `Config` and a `Fam
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +22,8 @@ from components.data.columns import DataShape as DataShape
 from components.errors import UserError
 from components.report.findings import Chart
 from components.training.context import Context
+
+logger = logging.getLogger(__name__)
 
 Batch = Mapping[str, Tensor]  # column name -> (B, ...), as stored: images are uint8 (B, C, H, W)
 
@@ -150,12 +153,33 @@ class Family(nn.Module):
         raise UserError(f"{type(self).__name__} does not generate samples; choose a generative family")
 
     def adopt(self, name: str, model: Family) -> None:
-        """Takes a trained model of an earlier stage (a tokenizer, a warm start); raises UserError for a name it has no use for."""
-        raise UserError(f"{type(self).__name__} has no use for a model named {name!r}; leave it out")
+        """Takes a trained model of an earlier stage (a tokenizer, a warm start); raises UserError for a name it has no use for.
+
+        Every family takes a `start` of its own kind and begins with its weights, child by child: a child of another shape, such as the
+        head for fewer classes, stays as drawn.
+        """
+        if name != "start":
+            raise UserError(f"{type(self).__name__} has no use for a model named {name!r}; leave it out")
+        if type(model) is not type(self):
+            raise UserError(f"start is a {type(model).__name__}, expected a {type(self).__name__}; give the folder of one")
+        mine, theirs = dict(self.named_children()), dict(model.named_children())
+        fresh = [child for child in mine if child not in theirs or not _load_where_equal(mine[child], theirs[child])]
+        if len(fresh) == len(mine):
+            raise UserError("start does not fit: no part of it has the shapes of this model's; give both the same sizes, or leave it out")
+        if fresh:
+            logger.warning("%s of the start %s another shape and begins anew", " and ".join(fresh), "has" if len(fresh) == 1 else "have")
 
     def export(self, folder: Path) -> None:
         """Writes a form that a public library opens. Families without one raise UserError."""
         raise UserError(f"{type(self).__name__} has no export; use its model folder, which is safetensors and JSON")
+
+
+def _load_where_equal(module: nn.Module, other: nn.Module) -> bool:
+    """Takes the weights and buffers of `other`, unless their names or shapes differ; returns whether it did."""
+    mine, theirs = ({name: value.shape for name, value in each.state_dict().items()} for each in (module, other))
+    if mine == theirs:
+        module.load_state_dict(other.state_dict())
+    return mine == theirs
 
 
 def mutable_keys(cls: type[Family]) -> tuple[str, ...]:

@@ -117,7 +117,7 @@ class Prior(Family):
     def adopt(self, name: str, model: Family) -> None:
         """Takes the `tokenizer` that made the codes; raises UserError when its codes are others than this model's."""
         if name != "tokenizer":
-            super().adopt(name, model)
+            return super().adopt(name, model)
         theirs = getattr(model.config, "num_codes", None), getattr(model.config, "grid", None)
         if theirs != (self.config.code_count, self.config.grid):
             raise UserError(
@@ -125,6 +125,7 @@ class Prior(Family):
                 f"{self.config.code_count}; use the tokenizer that made the prior's data set"
             )
         self._tokenizer = (model.requires_grad_(False).eval(),)
+        return None
 
     def loss(self, phase: str, batch: Batch, ctx: Context) -> PhaseOutput:
         codes, labels = self._read(batch)

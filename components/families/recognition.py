@@ -159,13 +159,14 @@ class Recognition(Family):
     def adopt(self, name: str, model: Family) -> None:
         """`start`: begins with the backbone of a trained model; its class rows are drawn anew."""
         if name != "start":
-            super().adopt(name, model)
+            return super().adopt(name, model)
         if not isinstance(model, Recognition):
             raise UserError(f"start is a {type(model).__name__}, expected a recognition model; give the folder of one")
         try:
             self.backbone.load_state_dict(model.backbone.state_dict())
         except RuntimeError as error:
             raise UserError(f"start does not fit: {str(error).splitlines()[-1].strip()}; give it and this model the same shapes") from None
+        return None
 
     def _vectors(self, images: Tensor) -> Tensor:
         """Embeddings (B, D) float32 of any length."""

@@ -156,7 +156,7 @@ class VQVAE(Family):
     def adopt(self, name: str, model: Family) -> None:
         """Takes a trained VQ-VAE's weights as a warm start under the name `vqvae`; raises UserError when the shapes differ."""
         if name != "vqvae":
-            super().adopt(name, model)
+            return super().adopt(name, model)
         for child in ("encoder", "decoder", "quantizer"):
             theirs = getattr(model, child, None)
             try:
@@ -165,6 +165,7 @@ class VQVAE(Family):
                 raise UserError(
                     f"the {child} of {type(model).__name__} {name!r} has another shape than this model's; use equal sizes"
                 ) from None
+        return None
 
 
 def vectors_at_random(vectors: Tensor, count: int, ctx: Context) -> Tensor:

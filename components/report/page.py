@@ -17,7 +17,7 @@ from components.report.numbers import duration, figure, number
 from components.report.sweep import TRIALS, sweep_section
 from components.training.record import read_metrics
 
-TEMPLATE = Path(__file__).parent / "page.html"
+TEMPLATES = Path(__file__).parent
 SPEED = {"samples_per_second", "step_seconds", "data_wait_seconds", "peak_memory_bytes", "model_flops_per_second", "model_flop_utilisation"}
 HELD_OUT = "held_out."
 
@@ -39,13 +39,10 @@ class Exhibit:
 
 def render(title: str, summary: str, exhibits: Sequence[Exhibit], command: str, config: str | None = None) -> str:
     """The page of `exhibits`, given in the order in which they were made; `command` makes them again, and `config` is its config file."""
-    from jinja2 import Environment, StrictUndefined
-
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"figure": figure, "duration": duration}
     findings = [(each, Findings.read(each.url)) for each in exhibits if each.holds("findings.json")]
     trainings = [each for each in exhibits if each.holds("metrics")]
-    return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
+    return fill(
+        "page.html",
         title=title,
         summary=summary,
         scores=[_score(score) for _, found in findings for score in found.scores],
@@ -68,6 +65,16 @@ def render(title: str, summary: str, exhibits: Sequence[Exhibit], command: str, 
         config=config_yaml(exhibits) if config is None else config,
         command=command,
     )
+
+
+def fill(template: str, **values: Any) -> str:
+    """The page that one of this folder's templates makes of the values; a value that the template knows and nobody gave is an error."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    loader = FileSystemLoader(TEMPLATES)
+    environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters |= {"figure": figure, "number": number, "duration": duration}
+    return environment.get_template(template).render(**values)
 
 
 def config_yaml(exhibits: Sequence[Exhibit]) -> str:

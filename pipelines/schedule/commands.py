@@ -210,6 +210,30 @@ def run(
     return Answer({"name": name, "run": mine.id, **outcome.to_json()}, [f"{name}, run {mine.id}: {outcome.why}"])
 
 
+@schedule.command()
+def page(
+    name: Name,
+    out: Annotated[str | None, typer.Option("--out", help="Where to write it; default: its place in the store.")] = None,
+    store: StoreOption = "store",
+    json: JsonOption = False,
+    verbose: VerboseOption = False,
+) -> Answer:
+    """Writes the page of a schedule: its champion now, how each candidate did against it, what was decided and why.
+
+    \b
+    raymill schedule page fashion
+    raymill schedule page fashion --out fashion.html
+    """
+    require_tracking()
+    from pipelines.registry import Registry
+    from pipelines.schedule.page import write_schedule_page
+
+    place, added = Store(store), Schedule(Store(store), name).added()
+    registry = Registry(added.config.tracking if added is not None else None, place)
+    written = write_schedule_page(place, name, out, registry)
+    return Answer({"name": name, "page": written}, [f"page: {written}"])
+
+
 def require_tracking() -> None:
     """Raises UserError where MLflow, an optional extra, is not installed."""
     if importlib.util.find_spec("mlflow") is None:

@@ -89,11 +89,19 @@ class Gate(Config):
 
     stage: str = Field("model", description="stage whose model is judged")
     score: str | None = Field(None, description="default: the family's headline score")
+    best: Literal["min", "max"] | None = Field(None, description="which way `score` is better; the headline score says it itself")
     margin: float = Field(0.0, ge=0, description="the candidate must be better by more than this")
     confidence: float = Field(0.95, gt=0, lt=1, description="of the paired bootstrap interval")
     resamples: int = Field(2000, gt=0)
     block_rows: int = Field(64, gt=0, description="rows that are drawn together in a resample")
     split: str = Field("test", description="the held-out rows")
+    floor: float | None = Field(None, description="score that the first champion must reach, when there is none to compare with")
+
+    @model_validator(mode="after")
+    def _score_and_its_direction_go_together(self) -> Self:
+        if (self.score is None) != (self.best is None):
+            raise ValueError(f"score={self.score} and best={self.best} go together: set both, or neither for the family's headline score")
+        return self
 
 
 class ScheduleConfig(Config):

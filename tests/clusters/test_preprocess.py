@@ -17,7 +17,7 @@ from clusters.preprocess import prepare
 from clusters.session import ray_cluster
 from components import storage
 from components.data.dataset import Dataset
-from components.data.index import DatasetIndex, ShardEntry, read_index
+from components.data.index import DatasetIndex, ShardEntry, read_whole_index, sums_file
 from components.data.prepare_config import PrepareConfig
 from components.data.reuse import Reuse
 from components.data.shards import ShardSpec
@@ -100,7 +100,7 @@ def test_an_unchanged_source_makes_nothing_again(tmp_path: Path) -> None:
     shards = sum(len(entries) for entries in first.splits.values())
     assert again == first
     assert progress == [(shards, shards, 60)]
-    assert {name for name in after if after[name] != before[name]} == {"index.json"}
+    assert {name for name in after if after[name] != before[name]} == {"index.json", sums_file(first)}
 
 
 def test_added_files_make_only_new_shards_and_give_the_data_set_of_a_fresh_run(tmp_path: Path) -> None:
@@ -186,7 +186,7 @@ def test_an_index_of_another_version_is_replaced(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="format_version 99"):
         Dataset.open(str(tmp_path / "out"))
     prepare(str(tmp_path / "source"), str(tmp_path / "out"), CONFIG)
-    assert read_index(str(tmp_path / "out")) == index
+    assert read_whole_index(str(tmp_path / "out")) == index
 
 
 def test_files_that_are_not_ours_stay(tmp_path: Path) -> None:
@@ -283,11 +283,11 @@ def test_a_failure_leaves_nothing_of_what_was_carried_over(tmp_path: Path) -> No
 def test_on_s3_shards_are_copied_by_the_server(s3: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = tmp_path / "source"
     write_pictures(source, ("a", "b"), 40)
-    prepare(str(source), f"{s3}/old", CONFIG)
+    old = prepare(str(source), f"{s3}/old", CONFIG)
     grow(source)
     prepare(str(source), str(tmp_path / "fresh"), CONFIG)
     made, read = shards_written(monkeypatch), note_files_read(monkeypatch)
     prepare(str(source), f"{s3}/out", CONFIG, reuse=Reuse(datasets=(f"{s3}/old",)))
     assert 1 <= len(made) <= 3
-    assert [url for url in read if url.startswith("s3://")] == [f"{s3}/old/index.json"]
+    assert [url for url in read if url.startswith("s3://")] == [f"{s3}/old/index.json", f"{s3}/old/{sums_file(old)}"]
     assert content(f"{s3}/out") == content(tmp_path / "fresh")

@@ -15,7 +15,7 @@ from components import storage
 from components.data.arrow import encode
 from components.data.columns import Column
 from components.data.dataset import Dataset
-from components.data.index import read_index
+from components.data.index import read_whole_index
 from components.data.write import write_dataset
 from components.errors import UserError
 from tests.data.samples import COLUMNS, make, random_rows
@@ -157,6 +157,6 @@ def test_damage_is_named(tmp_path: Path, damage: str) -> None:
 
 def test_index_round_trip(tmp_path: Path) -> None:
     index = make(str(tmp_path), random_rows(40), random_rows(3))
-    assert read_index(str(tmp_path)) == index
+    assert read_whole_index(str(tmp_path)) == index
     (entry, *_) = index.splits["test"]
     assert hashlib.sha256((tmp_path / entry.file).read_bytes()).hexdigest() == entry.sha256

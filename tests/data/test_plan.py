@@ -13,6 +13,7 @@ import pytest
 from clusters.preprocess import prepare
 from components import storage
 from components.data.dataset import Dataset
+from components.data.index import sums_file
 from components.data.plan import plan
 from components.data.prepare_config import PrepareConfig
 from components.data.selection import cut_names, first_words, words_of
@@ -221,11 +222,13 @@ def test_verify_finds_what_opening_cannot(tmp_path: Path) -> None:
 def test_verify_computes_figures_again(tmp_path: Path) -> None:
     write_idx(tmp_path / "source", "train", 60)
     index = prepare(str(tmp_path / "source"), str(tmp_path / "out"), PrepareConfig())
-    values = index.to_json()
-    values["splits"]["train"][0]["sums"]["classes"]["0"] += 1
-    storage.write_json(str(tmp_path / "out" / "index.json"), values)
-    with pytest.raises(ValueError, match=r"the sums in index\.json are not those of its rows"):
+    place = str(tmp_path / "out" / sums_file(index))
+    sums = storage.read_json(place)
+    altered = sums | {(first := index.splits["train"][0].file): sums[first] | {"classes": {"0": 61}}}
+    storage.write_json(place, altered)
+    with pytest.raises(ValueError, match="its sums are not those of its rows"):
         verify_dataset(str(tmp_path / "out"))
+    storage.write_json(place, sums)
     values = index.to_json()
     values["statistics"]["train"]["columns"]["image"]["mean"] = [0.5]
     storage.write_json(str(tmp_path / "out" / "index.json"), values)

@@ -16,6 +16,7 @@ import pytest
 from components import storage
 from components.config import fingerprint
 from components.data.columns import Column
+from components.data.index import sums_file
 from components.data.write import write_dataset
 from components.errors import UserError
 from components.lock import is_locked, locked
@@ -272,13 +273,13 @@ def test_a_source_that_is_not_there_is_named(store: Store, tmp_path: Path, name:
 def test_what_an_index_tells_of_its_shards_is_not_read_to_publish(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     column = {"x": Column(dtype="int64")}
     with store.drafting(RECIPE, never_waits) as draft:
-        write_dataset(draft.out, {"train": [{"x": np.arange(10)}], "test": [{"x": np.arange(3)}]}, column)
+        index = write_dataset(draft.out, {"train": [{"x": np.arange(10)}], "test": [{"x": np.arange(3)}]}, column)
         (draft.folder / "more.txt").write_text("more")
         read = note_files_read(monkeypatch)
         made = store.publish(draft, RECIPE, {}, 1.0, "")
     assert not [url for url in read if url.endswith(".arrow")]
-    assert {url.rsplit("/", 1)[-1] for url in read} == {"index.json", "more.txt"}
-    assert len(made.manifest.files) == 4
+    assert {url.rsplit("/", 1)[-1] for url in read} == {"index.json", sums_file(index), "more.txt"}
+    assert len(made.manifest.files) == 5
     made.verify()
 
 
