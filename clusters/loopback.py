@@ -1,8 +1,8 @@
 """Ray on 127.0.0.1 alone, where no other machine reaches it.
 
 Ray 2.60 listens on all interfaces unless a node's address is exactly 127.0.0.1, and makes the machine's outer address of that one where it
-is asked for. What keeps it is the switch that makes a Ray for one machine of it, off on Linux. `python -m clusters.loopback start ...` is
-`ray start`, which adds no second node while the switch is on.
+is asked for. What keeps it is the switch that makes a Ray for one machine of it, off on Linux. This file run as `... start` is `ray start`,
+which by itself adds no second node while the switch is on.
 """
 
 from __future__ import annotations

@@ -147,7 +147,7 @@ class Raylets:
         options += self._head_options() if number == 0 else [f"--address={self.address}"]
         mark = self._mark(number)
         log = self.folder / f"start-{number}.log"
-        program = [sys.executable, "-P", "-m", "clusters.loopback", "start", *options]
+        program = [sys.executable, "-P", loopback.__file__, "start", *options]
         with open(log, "wb") as output:
             starting = subprocess.Popen(
                 program, env=self._node_environment(mark), stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True

@@ -22,7 +22,7 @@ from ray.train.torch import TorchConfig, TorchTrainer, get_device
 
 from clusters.mailbox import Mailbox
 from clusters.session import log_folder, require_resources
-from components.errors import UserError
+from components.errors import UserError, brief
 from components.training.communication import Communication
 from components.training.job import TrainingJob, execute
 from components.training.outlet import Outlet, Row
@@ -105,7 +105,7 @@ def serve(config: dict[str, Any]) -> None:
             ray.get(mailbox.end.remote(number, user_error=str(error)))
             raise  # the other workers may wait in a collective: Ray takes the group down and starts a new one
         except Exception as error:
-            ray.get(mailbox.end.remote(number, crash=f"{type(error).__name__}: {error}"))
+            ray.get(mailbox.end.remote(number, crash=brief(error)))
             raise
         if world.rank == 0:
             ray.get(mailbox.end.remote(number))

@@ -22,6 +22,11 @@ class Diverged(UserError):
     """Training whose numbers stopped being finite: an end of the run for its user, and a result for a sweep."""
 
 
+def brief(error: BaseException) -> str:
+    """An error as one line without secrets: what a UserError says, and of others the type before it."""
+    return str(error) if isinstance(error, UserError) else redacted(" ".join(f"{type(error).__name__}: {error}".split()))
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """The tail of an error about an unknown name: the nearest known one, or all of them when none is near."""
     choices = sorted(known)

@@ -179,7 +179,7 @@ def plain_variables(asked: list[str]) -> dict[str, str]:
 def _require_no_secret(text: str, where: str) -> None:
     if holds_secret(text):
         raise UserError(
-            f"{where} has a secret in it, such as a URL with a password, which all who can list jobs could read; set it on the nodes"
+            f"{where} has a URL with a password in it, or a secret variable, and all who list jobs could read that; set it on the nodes"
         )
 
 

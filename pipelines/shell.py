@@ -22,7 +22,7 @@ from typing import Any
 
 import typer
 
-from components.errors import UserError
+from components.errors import UserError, brief
 from components.redaction import redacted
 
 INTERRUPTED = 130
@@ -53,8 +53,7 @@ def answer(call: Callable[[], Any], as_json: bool, verbose: bool) -> int:
                 file.write(text)
             if verbose:
                 print(text, file=sys.stderr)
-            problem = redacted(" ".join(f"{type(error).__name__}: {error}".split()))
-            return _fail(say, as_json, 1, f"{problem}; details in {log}")
+            return _fail(say, as_json, 1, f"{brief(error)}; details in {log}")
         if result == INTERRUPTED:  # what the parser makes of the keyboard's interrupt
             return _fail(say, as_json, INTERRUPTED, "stopped; the same command goes on where it stopped")
         if isinstance(result, Answer):

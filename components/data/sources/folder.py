@@ -33,10 +33,8 @@ class SourceFolder:
         self.url = url
         self._checksums = dict(checksums)
         self._http = url.startswith(("http://", "https://"))
-        if self._http and (parts := urllib.parse.urlsplit(url)) and ("@" in parts.netloc or parts.query):
-            raise UserError(
-                f"source {redacted(url)} was given with a user or a query, which may be secret; fetch its files, and give their folder"
-            )
+        if self._http:
+            _require_plain(url)
         if self._http and not checksums:
             raise UserError(f"source {url}: give its files and their SHA-256, for example checksums='{{images.npz: 0123...}}'")
 
@@ -131,6 +129,12 @@ class SourceFile:
         if found != self.sha256:
             raise UserError(f"{self.place} changed while it was read: sha256 {self.sha256} before, {found} now; run prepare again")
         return data
+
+
+def _require_plain(url: str) -> None:
+    parts = urllib.parse.urlsplit(url)
+    if "@" in parts.netloc or parts.query:
+        raise UserError(f"source {redacted(url)} was given with a password or a query; fetch its files, and give the folder they lie in")
 
 
 def _is_hidden(path: str) -> bool:
