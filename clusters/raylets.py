@@ -117,6 +117,10 @@ class Raylets:
         """Whether any process of it lives, or it is being started."""
         return (is_alive(self.starter) and not self.nodes) or bool(self._family(set()))
 
+    def processes(self) -> list[Process]:
+        """All that belong to it and live now, with those of jobs and workers."""
+        return list(self._family(set()))
+
     def close(self) -> int:
         """Ends every process of the cluster and no other, and removes its folder; returns how many it ended."""
         ended = end(self._family, GRACE_SECONDS)

@@ -17,9 +17,15 @@ class Planted:
     """One random text for each name; those for URLs have no signs that need quoting there."""
 
     def __init__(self, *names: str, in_urls: tuple[str, ...] = ()) -> None:
-        self.values = {name: f"Pl{secrets.token_hex(8)}/+{secrets.token_hex(8)}" for name in names}
-        self.values |= {name: f"Pl{secrets.token_hex(16)}" for name in in_urls}
-        self._forms = {form.encode(): name for name, value in self.values.items() for form in _forms(value)}
+        self.values: dict[str, str] = {}
+        self._forms: dict[bytes, str] = {}
+        for name in (*names, *in_urls):
+            self.plant(name, secrets.token_hex(16) if name in in_urls else f"{secrets.token_hex(8)}/+{secrets.token_hex(8)}")
+
+    def plant(self, name: str, value: str) -> None:
+        """Searches for this one too."""
+        self.values[name] = value
+        self._forms |= {form.encode(): name for form in _forms(value)}
 
     def __getitem__(self, name: str) -> str:
         return self.values[name]
