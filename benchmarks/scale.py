@@ -23,7 +23,7 @@ from components import storage
 from components.data.columns import Column
 from components.data.index import ColumnSums, ShardEntry, ShardSums, make_index, read_index, write_index
 from components.data.order import rows_at
-from components.data.plan import SHARD_BYTES
+from components.data.prepare_config import PrepareConfig
 from components.networks.class_rows import ClassRows, rows_owned
 from components.training.class_parallel import cross_entropy
 from components.training.communication import Communication
@@ -116,8 +116,8 @@ def main() -> Table:
     rows, workers, classes = int(given.rows), int(given.workers), int(given.classes)
     table = Table(f"one worker of {workers:,}: {rows:,} rows, {classes:,} classes", ["what", "seconds", "bytes", "bytes each / moved"])
     order(table, rows, workers)
-    for shard_bytes in (SHARD_BYTES, 2**30):
-        index(table, rows, classes, shard_bytes)
+    for shard_mib in (PrepareConfig().shard_mib, 1024):
+        index(table, rows, classes, shard_mib * 2**20)
     checkpoint(table, classes, workers)
     for share in (1.0, 0.1):
         head(table, classes, workers, share)

@@ -15,12 +15,13 @@ from components.errors import UserError
 
 CONNECT_SECONDS = 5.0
 
-# What Ray reads in each process it starts. Workers stay in the driver's folder, prints come once, the controller
-# looks five times a second; Tune prints no tables, writes no logs of its own, and leaves Ctrl-C alone.
+# What Ray reads in each process it starts. Workers stay in the driver's folder, prints come once, news of dead nodes do not
+# come on stdout, the controller looks five times a second; Tune prints no tables, writes no logs of its own, and leaves Ctrl-C alone.
 ENVIRONMENT = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
+    "RAY_DEDUP_LOGS_SKIP_REGEX": ".",
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
     "RAY_AIR_NEW_OUTPUT": "0",

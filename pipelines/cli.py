@@ -102,7 +102,7 @@ def run(
     overrides: Overrides = None,
     preset: PresetOption = None,
     config: ConfigOption = None,
-    workers: WorkersOption = 2,
+    workers: WorkersOption = "2",
     store: StoreOption = "store",
     address: AddressOption = None,
     track: TrackOption = None,
@@ -116,6 +116,7 @@ def run(
     raymill run tokens --preset full data=/usr/share/datasets/fashion-mnist
     raymill run tokens prior.train.steps=2000 prior.model.depth=6
     raymill run tokens --address 10.0.0.5:6379 --workers 8 --store s3://bucket/store data=s3://bucket/pictures
+    raymill run tokens --address 10.0.0.5:6379 --workers 1..3
     """
     from pipelines.settings import configure, take_preset
 
@@ -175,7 +176,7 @@ def prepare(
     out: Annotated[str, typer.Argument(help="Folder or s3:// URL of the data set.")],
     overrides: Overrides = None,
     config: ConfigOption = None,
-    workers: WorkersOption = 2,
+    workers: WorkersOption = "2",
     address: AddressOption = None,
     json: JsonOption = False,
     verbose: VerboseOption = False,
@@ -210,7 +211,7 @@ def train(
     with_: Annotated[list[str] | None, typer.Option("--with", metavar="NAME=MODEL", help="A model that it builds on.")] = None,
     preset: PresetOption = None,
     config: ConfigOption = None,
-    workers: WorkersOption = 2,
+    workers: WorkersOption = "2",
     store: StoreOption = "store",
     address: AddressOption = None,
     track: TrackOption = None,

@@ -20,7 +20,14 @@ Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...",
 StoreOption = Annotated[str, typer.Option("--store", help="Folder or s3:// URL of the artifacts.", envvar="RAYMILL_STORE")]
 PresetOption = Annotated[str | None, typer.Option("--preset", help="quick, base or full.")]
 ConfigOption = Annotated[str | None, typer.Option("--config", help="YAML file of config values, laid over the preset.")]
-WorkersOption = Annotated[int, typer.Option("--workers", help="Ray workers; 0 runs in this process, without Ray.")]
+WorkersOption = Annotated[
+    str,
+    typer.Option(
+        "--workers",
+        metavar="N|MIN..MAX",
+        help="Ray workers; 0 runs in this process, without Ray; 1..3 takes as many as there is room for, also while it trains.",
+    ),
+]
 AddressOption = Annotated[str | None, typer.Option("--address", help="host:port of a running Ray cluster (default: one of its own).")]
 TrackOption = Annotated[
     str | None,

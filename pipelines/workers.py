@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Self
 
 from components.errors import UserError
 from pipelines.watching import JOB, Watched
@@ -16,33 +17,62 @@ if TYPE_CHECKING:
     from components.training.job import TrainingJob
 
 
-class Workers:
-    """`count` data-parallel workers. Ray is imported and started by the first stage that needs it, and kept to the end of the run."""
+@dataclass(frozen=True)
+class WorkerCount:
+    """From `least` to `most` workers, as many as there is room for at each time."""
 
-    def __init__(self, count: int, address: str | None = None, watched: Watched | None = None) -> None:
+    least: int
+    most: int
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Of `2` or `1..3`; raises UserError for anything else."""
+        first, separator, last = text.partition("..")
+        if not (first.isdecimal() and (last.isdecimal() or not separator)):
+            raise UserError(
+                f"--workers {text} is not valid; give 0 for this process alone, the number of Ray workers, or the least and the most of "
+                f"them, such as 1..3"
+            )
+        count = cls(int(first), int(last or first))
+        if separator and not 0 < count.least < count.most:
+            raise UserError(f"--workers {text} is not valid; a range goes from 1 or more to a larger number, such as 1..3")
+        return count
+
+    def __str__(self) -> str:
+        return str(self.least) if self.least == self.most else f"{self.least}..{self.most}"
+
+
+class Workers:
+    """`count` data-parallel workers: `2`, or `1..3`. Ray is imported and started by the first stage that needs it, and kept to the end."""
+
+    def __init__(self, count: str | int, address: str | None = None, watched: Watched | None = None) -> None:
         """`watched` is what metrics tell of the run: on a cluster at an address to its hub, here if a port is set for it."""
-        if count < 0:
-            raise UserError(f"--workers {count} is not valid; give 0 for this process alone, or the number of Ray workers")
-        if count == 0 and address is not None:
+        self.count = WorkerCount.parse(str(count))
+        if self.count.most == 0 and address is not None:
             raise UserError(f"--address {address} has no effect with --workers 0; give the number of workers on that cluster")
-        self.count, self.address, self._watched = count, address, watched
-        self._shares_cluster = count > 0 and (address is not None or JOB in os.environ)
+        self.address, self._watched = address, watched
+        self._shares_cluster = self.count.most > 0 and (address is not None or JOB in os.environ)
+        if self.count.least < self.count.most and not self._shares_cluster:
+            raise UserError(
+                f"--workers {self.count} has no effect without --address: a cluster of this machine alone holds {self.count.most} from the "
+                f"start; give --workers {self.count.most}, or the address of a cluster"
+            )
         self._session = ExitStack()
         self._connected = False
         self._group: WorkerGroup | None = None
 
     def connect(self) -> int:
-        """Connects to Ray, once; returns `count`. Raises UserError when the cluster cannot be reached."""
-        if self.count and not self._connected:
+        """Connects to Ray, once; returns the most workers there may be. Raises UserError when the cluster cannot be reached."""
+        if self.count.most and not self._connected:
             from clusters.session import ray_cluster
 
-            self._session.enter_context(ray_cluster(self.address, self.count))
+            self._session.enter_context(ray_cluster(self.address, self.count.most))
             if self._watched is not None and self._shares_cluster:
                 from clusters.metrics import told_to_cluster
 
                 self._session.enter_context(told_to_cluster(self._watched.state))
             self._connected = True
-        return self.count
+        return self.count.most
 
     def train(self, job: TrainingJob, show: Callable[[Mapping[str, Any]], None]) -> None:
         """Runs the job to its end, on the same warm worker group as the jobs before it. Raises UserError for the user's mistakes."""
@@ -55,7 +85,7 @@ class Workers:
         if self._group is None:
             from clusters.train import worker_group
 
-            self._group = self._session.enter_context(worker_group(self.count))
+            self._group = self._session.enter_context(worker_group(self.count.least, self.count.most))
         self._group.train(job, show)
 
     def run_trials(self, guide: Guide, cpus: float, gpus: float | None, at_most: int | None) -> None:

@@ -49,14 +49,25 @@ def blocks(language: str) -> list[str]:
 
 COMMANDS = [line.partition("  #")[0].strip() for block in blocks("sh") for line in block.splitlines()]
 RAYMILL = [line for line in COMMANDS if re.match(r"(\.venv/bin/)?raymill ", line) and "--address" not in line]
-FACES = [line for line in RAYMILL if any(word in line for word in ("people", "faces", "glyphs"))]
+CLUSTER = [
+    line
+    for line in RAYMILL
+    if line.split()[1] in ("submit", "jobs", "logs", "stop") or line.startswith(("raymill cluster up", "raymill cluster down"))
+]
+FACES = [line for line in RAYMILL if line not in CLUSTER and any(word in line for word in ("people", "faces", "glyphs"))]
+
+
+SCHEDULE, JOB = blocks("yaml")
+SCHEDULE += "workers: 0\nset: {model.train.steps: 4, model.train.warmup_steps: 0}\n"
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder as the README's reader has it: the shipped data, and two classes of pictures."""
     folder = tmp_path_factory.mktemp("readme")
-    (folder / "datasets").symlink_to(ROOT / "datasets")
+    for name in ("datasets", "clusters"):
+        (folder / name).symlink_to(ROOT / name)
+    (folder / "fashion.yaml").write_text(SCHEDULE)
     images, labels = shipped_images("train", 200)
     for number, (image, label) in enumerate(zip(images[:, 0], labels, strict=True)):
         file = folder / "pictures" / ("cat" if label < 5 else "dog") / f"{number}.png"
@@ -79,6 +90,8 @@ def shortened(line: str) -> list[str]:
         ]
     if "pbt" in words:
         more += ["--trials", "4", "pbt.interval_steps=2"]
+    if words[:2] == ["schedule", "start"]:
+        more += ["--once"]
     if words[0] in ("run", "prepare", "train", "sweep") and "--workers" not in words:
         more += ["--workers", "0"]
     return kept + more
@@ -88,15 +101,19 @@ def test_raymill_commands(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys:
     """In the order of the page, since later lines use what earlier ones made."""
     monkeypatch.chdir(folder)
     assert {line.replace(".venv/bin/", "").split()[1] for line in RAYMILL} == {
-        *("list", "fetch", "prepare", "verify", "train", "evaluate", "run", "report", "sample", "export", "faces", "sweep")
+        *("list", "fetch", "prepare", "verify", "train", "evaluate", "run", "report", "sample", "export", "faces", "sweep"),
+        *("register", "promote", "rollback", "models", "schedule", "cluster", "submit", "jobs", "logs", "stop"),
     }
     for line in RAYMILL:
-        if line in FACES:
+        if line in FACES + CLUSTER:
             continue
+        if line.startswith("raymill rollback"):  # there has to be an earlier champion
+            assert main(["register", "digits", "judge"]) == main(["promote", "digits", "2"]) == 0
         code = main(shortened(line))
         assert code == 0, f"{line}: {capsys.readouterr().err}"
     assert (folder / "tokens.html").exists()
     assert (folder / "drawn" / "samples.png").exists()
+    assert {"rayjob.yaml", "cronjob.yaml", "raycronjob.yaml", "ray-up.yaml"} <= {path.name for path in (folder / "manifests").iterdir()}
     run_python(folder)
     run_torchrun(folder)
 
@@ -134,12 +151,33 @@ def run_python(folder: Path) -> None:
 
 
 def run_torchrun(folder: Path) -> None:
-    (folder / "job.yaml").write_text(blocks("yaml")[0].replace("steps: 200", "steps: 3"))
+    (folder / "job.yaml").write_text(JOB.replace("steps: 200", "steps: 3"))
     line = next(line for line in COMMANDS if line.startswith("torchrun"))
     words = [str(Path(sys.executable).parent / "torchrun"), *shlex.split(line)[1:]]
     done = subprocess.run(words, capture_output=True, text=True, cwd=folder, env={"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)})
     assert done.returncode == 0, done.stderr
     assert (folder / "runs" / "vqvae" / "model" / "config.json").exists()
+
+
+@pytest.mark.ray
+def test_commands_about_clusters(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """As a person types them: the cluster's own lines are exported, and the job is the short run, without workers of its own."""
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("RAYMILL_METRICS_PORT", "0")
+    try:
+        for line in CLUSTER:
+            words = shlex.split(line)[1:]
+            if words[0] == "submit":
+                start = words.index("--") + 1
+                job = [*shortened(f"raymill {shlex.join(words[start:])}"), f"data={ROOT / 'datasets' / 'fashion-mnist'}"]
+                words[start:] = [*job, "--store", str(folder / "store-of-jobs")]
+            assert main(words) == 0, f"{line}: {capsys.readouterr().err}"
+            said = capsys.readouterr().out
+            for name, value in re.findall(r"(RAY_[A-Z_]+)=(\S+)", said) if words[:2] == ["cluster", "up"] else []:
+                monkeypatch.setenv(name, value)
+    finally:
+        assert main(["cluster", "down"]) == 0
+    assert list((folder / "store-of-jobs" / "artifacts").glob("report-*"))
 
 
 def test_make_targets_and_image() -> None:

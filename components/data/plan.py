@@ -26,7 +26,6 @@ from components.data.sources.reader import IMAGE, SCAN_VERSION, Group, Scan
 from components.errors import UserError
 
 DEFAULT_HOLDOUT = 0.1
-SHARD_BYTES = 64 * 2**20
 _SCANS = TypeAdapter(dict[str, Scan])
 _SOME_KINDS_ONLY = ("columns", "class_names")  # options that not every kind of source knows
 
@@ -167,7 +166,7 @@ def _holdout_cut(candidates: list[_Candidate], share: float) -> int:
 
 def _specs(url: str, kind: str, origin: str, found: _Found, keep: Keep, config: PrepareConfig) -> Iterator[ShardSpec]:
     row_bytes = sum(np.dtype(column.dtype).itemsize * int(np.prod(column.shape)) for column in found.columns.values())
-    most = max(1, min(config.rows_per_shard, SHARD_BYTES // max(1, row_bytes)))
+    most = max(1, min(config.rows_per_shard, config.shard_mib * 2**20 // max(1, row_bytes)))
     cut = _cut_pictures if kind == PICTURES else _cut_tables
     for parts in cut(found.candidates[origin], keep, most):
         yield ShardSpec(source=url, kind=kind, split=origin, parts=parts, columns=found.columns, config=config)

@@ -46,7 +46,8 @@ class PrepareConfig(PictureConfig):
     holdout: float | None = Field(None, gt=0, lt=1, description="share of rows held out as split test, 0.1 where the source has none")
     limit: int | None = Field(None, ge=1, description="rows to take of each split, chosen at random by seed; none takes all")
     seed: int = Field(0, ge=0, description="decides which rows holdout and limit choose")
-    rows_per_shard: int = Field(16_384, ge=1, description="the most rows in one shard; never more than 64 MiB")
+    rows_per_shard: int = Field(16_384, ge=1, description="the most rows in one shard")
+    shard_mib: int = Field(64, ge=1, le=2048, description="the most MiB in one shard; a worker that makes one holds it in memory")
     checksums: dict[str, str] = Field(
         default_factory=dict, description="file -> SHA-256 of what the source consists of; needed for http(s)"
     )

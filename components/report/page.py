@@ -146,6 +146,8 @@ def _facts(rows: Sequence[Mapping[str, Any]], run: Mapping[str, Any]) -> dict[st
         return [row[name] for row in rows if isinstance(row.get(name), (int, float))]
 
     facts = {name: str(run[name]) for name in ("workers", "device") if name in run}
+    if len(run.get("sizes", [])) > 1:
+        facts["workers"] = ", ".join(f"{size['workers']} from step {size['step']}" for size in run["sizes"])
     if "parameters" in run:
         facts["parameters"] = f"{run['parameters']:,}"
     facts["steps"] = str(rows[-1]["step"]) if rows else "0"

@@ -100,17 +100,18 @@ def build(job: TrainingJob, data: Dataset) -> Family:
     return family
 
 
-def execute(job: TrainingJob, outlet: Outlet) -> None:
+def execute(job: TrainingJob, outlet: Outlet) -> bool:
     """Runs the job on this worker, from its last checkpoint if there is one; does nothing when it has finished.
 
-    A job with `until` leaves a checkpoint of that step instead of a model, and scores of the way alone.
+    A job with `until` leaves a checkpoint of that step instead of a model, and scores of the way alone. Returns whether the run came to its
+    last step: False where the outlet asked for a rest before, and left a checkpoint to go on from.
 
     Raises UserError for a run folder of another job, and for what `build` and `train` refuse.
     """
     record = RunRecord(job.run)
     _require_same_job(job, record)
     if finished(job):
-        return
+        return True
     check_fits(job.train, outlet.world.size)
     data = Dataset.open(job.data, "train")
     if job.train.held_out not in {*data.splits, "test"}:
@@ -135,16 +136,19 @@ def execute(job: TrainingJob, outlet: Outlet) -> None:
         trainer.outlet = outlet = replace(outlet, record=record, show=lambda row: show(row | facts | {"checkpoint": checkpoints.committed}))
         with closing(checkpoints):  # whatever happens, the last save gets onto storage
             steps = _run(job, trainer, checkpoints, data, held_out)
+    if steps.stop < job.last_step:
+        return False
     scores = trainer.evaluate(held_out, None) if held_out is not None and job.until is None else {}
     if outlet.world.rank == 0:
         rest = {"rests_at": job.until} if job.until is not None else {}
-        record.finish({"scores": scores, "seconds": time.perf_counter() - started, "steps_this_start": steps} | rest)
+        record.finish({"scores": scores, "seconds": time.perf_counter() - started, "steps_this_start": len(steps)} | rest)
     if job.until is None:
         _publish(job, trainer)  # last: a run with a model has its record too
     outlet.world.barrier()
+    return True
 
 
-def _run(job: TrainingJob, trainer: Trainer, checkpoints: CheckpointFolder, data: Dataset, held_out: Dataset | None) -> int:
+def _run(job: TrainingJob, trainer: Trainer, checkpoints: CheckpointFolder, data: Dataset, held_out: Dataset | None) -> range:
     """Trains from the last checkpoint to its last step, leaves the weights that are to be published, and returns the steps it took."""
     _resume(job, trainer, checkpoints)
     outlet, first = trainer.outlet, trainer.step
@@ -153,10 +157,12 @@ def _run(job: TrainingJob, trainer: Trainer, checkpoints: CheckpointFolder, data
         outlet.record.start(first, _parameters(job, trainer, outlet))
     train(trainer, data, held_out, checkpoints, job.family, job.until)
     outlet.world.barrier()
-    best = checkpoints.best(trainer.spans) if job.train.publish == "best" and job.until is None else None
+    taken = range(first, trainer.step)
+    whole = job.until is None and taken.stop == job.last_step
+    best = checkpoints.best(trainer.spans) if job.train.publish == "best" and whole else None
     if best is not None:
         trainer.restore(best)
-    return job.last_step - first
+    return taken
 
 
 def _publish(job: TrainingJob, trainer: Trainer) -> None:

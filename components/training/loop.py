@@ -258,6 +258,7 @@ def train(
 ) -> None:
     """Trains from the trainer's step to the end of its config, or `until` a step before; every checkpoint is on storage when it returns.
 
+    Where the outlet asks for a rest it stops earlier, at a step that has a row, and leaves a checkpoint of that step.
     Raises UserError when the loss or a gradient stops being finite; checkpoints hold finite states only.
     """
     config, outlet, world = trainer.config, trainer.outlet, trainer.world
@@ -273,6 +274,8 @@ def train(
         due = _due(config, step, last)
         if not any(due.values()):
             continue
+        resting = not last and outlet.rests()  # at rows, where workers wait for each other anyway
+        due["checkpoint"] |= resting
         row = measures.read(step, loader.seconds_waited)
         scores = trainer.evaluate(held_out, config.evaluate_rows) if due["evaluate"] and held_out is not None else {}
         if due["checkpoint"] and (world.rank == 0 or family.sharded):
@@ -280,6 +283,8 @@ def train(
             checkpoints.save(step, family_name, trainer.state(), score if isinstance(score, float) else None, trainer.rows())
         numbers = {f"held_out.{name}": value for name, value in scores.items() if isinstance(value, float)}
         outlet.report(row | numbers, flush=due["checkpoint"])
+        if resting:
+            break
         measures.restart()
     checkpoints.wait()
 

@@ -32,6 +32,15 @@ class Outlet:
     world: Communication = field(default_factory=Communication)
     show: Callable[[Row], None] = _silent
     record: RunRecord | None = None
+    asked_to_rest: Callable[[], bool] | None = None  # answers at once; none: nobody asks here, and it costs nothing
+
+    def rests(self) -> bool:
+        """Whether the run is to leave a checkpoint now and stop, to go on later: rank 0's word. Every worker must ask at the same step."""
+        if self.asked_to_rest is None:
+            return False
+        word = torch.tensor(float(self.asked_to_rest()), device=self.device)
+        self.world.broadcast(word)
+        return bool(word.item())
 
     def report(self, row: Row, flush: bool = False) -> None:
         """Takes one metric row, the same on every worker."""

@@ -24,10 +24,16 @@ class RunRecord:
         self._flushed = time.monotonic()
 
     def start(self, step: int, parameters: dict[str, Any]) -> None:
-        """Opens the record for a run that goes on from `step`: counts the start, takes back later rows."""
+        """Opens the record for a run that goes on from `step`: counts the start, takes back later rows and sizes.
+
+        `sizes` tells from which step on how many `workers` there were: [{"step": 0, "workers": 1}, {"step": 40, "workers": 3}].
+        """
         info = self.info()
         self._take_back(step)
-        info |= parameters | {"starts": info.get("starts", 0) + 1, "resumed_from": step}
+        sizes = [size for size in info.get("sizes", []) if size["step"] < step]
+        if not sizes or sizes[-1]["workers"] != parameters["workers"]:
+            sizes.append({"step": step, "workers": parameters["workers"]})
+        info |= parameters | {"starts": info.get("starts", 0) + 1, "resumed_from": step, "sizes": sizes}
         storage.write_json(self._place("run.json"), info)
 
     def add(self, row: dict[str, Any]) -> None:

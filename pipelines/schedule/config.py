@@ -94,7 +94,7 @@ class Gate(Config):
     margin: float = Field(0.0, ge=0, description="the candidate must be better by more than this")
     confidence: float = Field(0.95, gt=0, lt=1, description="of the paired bootstrap interval")
     resamples: int = Field(2000, gt=0)
-    block_rows: int = Field(64, gt=0, description="rows that are drawn together in a resample")
+    block_rows: int | None = Field(None, gt=0, description="rows drawn together in a resample; default: rows / 200")
     split: str = Field("test", description="the held-out rows")
     floor: float | None = Field(None, description="score that the first champion must reach, when there is none to compare with")
 

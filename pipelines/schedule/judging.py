@@ -18,9 +18,10 @@ from pipelines.store import Artifact
 from pipelines.training import MODEL
 
 SEED = 0  # of the resampling: the same blocks give the same interval
+BLOCKS = 200  # where the gate does not say how many rows are one; more make an interval no better
 FEW_BLOCKS = 20  # of fewer, a bootstrap interval is too narrow
 FEW = "only {blocks} blocks of held-out rows make the interval too narrow; hold out more rows or lower gate.block_rows"
-MOVES_NO_ROW = {"rows_per_shard", "limit", "checksums"}  # options of preparing that leave every row in its split
+MOVES_NO_ROW = {"rows_per_shard", "shard_mib", "limit", "checksums"}  # options of preparing that leave every row in its split
 
 Judged = dict[str, Any]  # fields of a Decision
 
@@ -148,7 +149,7 @@ def _contender(artifact: Artifact, sums: Sums) -> Contender:
 
 
 def _sums(model: Family, rows: Dataset, gate: Gate, score: str) -> Sums:
-    scores = block_scores(model, rows, gate.block_rows)
+    scores = block_scores(model, rows, gate.block_rows or max(1, rows.num_rows // BLOCKS))
     if score not in scores:
         raise UserError(f"gate.score={score} is no score of {type(model).__name__}; {did_you_mean(score, scores)}")
     return scores[score]

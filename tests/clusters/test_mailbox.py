@@ -1,38 +1,41 @@
-"""The mailbox between a driver and a warm worker group, without Ray: jobs, rows, ends, deaths."""
+"""The mailbox between a driver and a warm worker group, without Ray: jobs, rows, ends, deaths, rests."""
 
 from __future__ import annotations
 
 import asyncio
-
-import pytest
 
 from clusters.mailbox import Mailbox
 
 
 def test_a_job_goes_to_every_worker_and_its_rows_come_back() -> None:
     async def scene() -> None:
-        box = Mailbox(max_attempts=2)
-        waiting = [asyncio.create_task(box.next_job(-1, rank)) for rank in range(2)]
+        box = Mailbox()
+        waiting = [asyncio.create_task(box.next_job(-1, rank, f"node {rank}")) for rank in range(2)]
         await asyncio.sleep(0)
         number = await box.post({"steps": 3})
         assert [await task for task in waiting] == [(number, {"steps": 3})] * 2
         await box.show(number, {"step": 1})
         await box.show(number, {"step": 2})
-        assert await box.news(number, 1, 0.1) == ([{"step": 2, "restarts": 0}], False, None, None)
+        news = await box.news(number, 1, 0.1)
+        assert (news.rows, news.done, news.nodes, news.taken) == ([{"step": 2}], False, {0: "node 0", 1: "node 1"}, 1)
         await box.end(number)
-        assert await box.news(number, 2, 0.1) == ([], True, None, None)
+        news = await box.news(number, 2, 0.1)
+        assert (news.rows, news.done) == ([], True)
 
     asyncio.run(scene())
 
 
 def test_workers_that_come_back_find_the_open_job_but_no_ended_one() -> None:
     async def scene() -> None:
-        box = Mailbox(max_attempts=3)
+        box = Mailbox()
         number = await box.post({})
-        assert await box.next_job(-1, 0) == (number, {})
-        assert await box.next_job(-1, 0) == (number, {})  # a new group, after a death
+        assert await box.next_job(-1, 0, "a") == (number, {})
+        await box.end(number, crash="OSError: gone")
+        assert await box.next_job(-1, 0, "b") == (number, {})  # a new group, after a death
+        news = await box.news(number, 0, 0.1)
+        assert (news.done, news.crash, news.taken, news.nodes) == (False, "OSError: gone", 2, {0: "b"})
         await box.end(number)
-        waiting = asyncio.create_task(box.next_job(-1, 0))
+        waiting = asyncio.create_task(box.next_job(-1, 0, "b"))
         await asyncio.sleep(0.01)
         assert not waiting.done()
         await box.close()
@@ -41,39 +44,34 @@ def test_workers_that_come_back_find_the_open_job_but_no_ended_one() -> None:
     asyncio.run(scene())
 
 
-def test_too_many_deaths_end_the_job() -> None:
-    async def scene() -> None:
-        box = Mailbox(max_attempts=2)
-        number = await box.post({})
-        for _ in range(3):
-            await asyncio.wait_for(box.next_job(-1, 0), 1)
-        _, done, user_error, crash = await box.news(number, 0, 0.1)
-        assert (done, user_error) == (False, None)
-        assert crash == "its workers died 2 times"
-
-    asyncio.run(scene())
-
-
-@pytest.mark.parametrize("attempts_before", [1, 2])
-def test_an_exception_is_final_only_on_the_last_attempt(attempts_before: int) -> None:
-    async def scene() -> None:
-        box = Mailbox(max_attempts=2)
-        number = await box.post({})
-        for _ in range(attempts_before):
-            await box.next_job(-1, 0)
-        await box.end(number, crash="OSError: gone")
-        assert (await box.news(number, 0, 0.05))[3] == ("OSError: gone" if attempts_before == 2 else None)
-
-    asyncio.run(scene())
-
-
 def test_the_first_word_about_an_end_counts() -> None:
     async def scene() -> None:
-        box = Mailbox(max_attempts=2)
+        box = Mailbox()
         number = await box.post({})
-        await box.next_job(-1, 0)
+        await box.next_job(-1, 0, "a")
         await box.end(number, user_error="labels out of range")
         await box.end(number)
-        assert await box.news(number, 0, 0.1) == ([], False, "labels out of range", None)
+        news = await box.news(number, 0, 0.1)
+        assert (news.done, news.user_error) == (False, "labels out of range")
+
+    asyncio.run(scene())
+
+
+def test_a_rest_is_asked_of_one_group_only_and_of_one_job() -> None:
+    async def scene() -> None:
+        box = Mailbox()
+        number = await box.post({})
+        await box.next_job(-1, 0, "a")
+        asked = asyncio.create_task(box.asked_to_rest(number))
+        await asyncio.sleep(0.01)
+        assert not asked.done()
+        await box.ask_to_rest(number)
+        await asyncio.wait_for(asked, 1)
+        assert await box.next_job(-1, 0, "a") == (number, {})  # the next group, with the job as open as before
+        again = asyncio.create_task(box.asked_to_rest(number))
+        await asyncio.sleep(0.01)
+        assert not again.done()
+        await box.end(number)
+        await asyncio.wait_for(again, 1)  # nobody waits for an ended job
 
     asyncio.run(scene())

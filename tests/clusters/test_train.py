@@ -8,6 +8,7 @@ import signal
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -27,7 +28,7 @@ pytestmark = pytest.mark.ray
 
 @pytest.fixture(scope="module")
 def group() -> Iterator[Any]:
-    with ray_cluster(None, cpus=2):
+    with ray_cluster(None, cpus=4):
         from clusters.train import worker_group
 
         with worker_group(2) as group:
@@ -46,6 +47,12 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 
 def on_worker(one: TrainingJob) -> None:
     execute(one, Outlet(torch.device("cpu"), Communication.current()))
+
+
+def rest_at(one: TrainingJob, step: int) -> None:
+    """Runs the job until it is asked to rest at a step with a row."""
+    rows = iter(range(10, 2000, 10))
+    assert not execute(one, Outlet(torch.device("cpu"), Communication.current(), asked_to_rest=lambda: next(rows) == step))
 
 
 def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
@@ -82,6 +89,66 @@ def test_a_killed_worker_costs_nothing_but_time(group: Any, gang: Gang, tmp_path
     gang.run(on_worker, 2, job(tmp_path / "calm", data, **long))
     assert json.loads((tmp_path / "killed" / "run.json").read_text())["starts"] == 2
     assert same(weights(tmp_path / "killed"), weights(tmp_path / "calm"))
+
+
+def test_a_run_grows_when_there_is_room_and_trains_no_step_twice(
+    group: Any, gang: Gang, tmp_path: Path, small_data_folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import ray
+    from ray.util.placement_group import placement_group, remove_placement_group
+
+    from clusters import growth
+    from clusters.train import WorkerGroup
+
+    monkeypatch.setattr(growth, "LEAVING", 0.0)  # a change is always worth its price
+    one, lines = job(tmp_path / "grown", small_data_folders["images"], steps=2000, checkpoint_every=700, log_every=10), []
+    occupied = placement_group([{"CPU": ray.available_resources()["CPU"] - 1}])  # leaves room for one worker
+    assert occupied.wait(60)
+
+    def show(row: dict[str, Any]) -> None:
+        if "line" in row:
+            lines.append(row["line"])
+        elif row["step"] == 50:
+            remove_placement_group(occupied)
+
+    growing = WorkerGroup(1, 2, resize_seconds=0.0)
+    try:
+        growing.train(one, show)
+    finally:
+        growing.close()
+    assert lines[-1:] == ["goes on with 2 workers, had 1"]
+    info = json.loads((tmp_path / "grown" / "run.json").read_text())
+    step = info["sizes"][1]["step"]
+    assert info["sizes"] == [{"step": 0, "workers": 1}, {"step": step, "workers": 2}]
+    assert (info["starts"], info["steps_this_start"]) == (2, 2000 - step)
+    assert step % 700 != 0  # a checkpoint that was asked for
+
+    again = one.model_copy(update={"run": str(tmp_path / "again")})
+    gang.run(rest_at, 1, again, step)
+    gang.run(on_worker, 2, again)
+    assert same(weights(tmp_path / "grown"), weights(tmp_path / "again"))
+
+
+def test_groups_that_die_without_a_new_step_end_the_job(group: Any, tmp_path: Path, small_data_folders: dict[str, Path]) -> None:
+    import ray
+
+    from clusters.train import WorkerGroup
+
+    class Dying(WorkerGroup):
+        started = 0
+
+        def _start(self, show: Any) -> Any:
+            """A group whose third gets one step further before it dies."""
+            self.started += 1
+            if self.started in (1, 3):
+                ray.get(self._mailbox.show.remote(0, {"step": self.started}))
+            ray.get(self._mailbox.end.remote(0, crash=f"OSError: gone {self.started}"))
+            return SimpleNamespace(size=1, running=False, failure=OSError("gone"))
+
+    dying = Dying(1, 1)
+    with pytest.raises(RuntimeError, match=r"its workers died 4 times: OSError: gone 6; the workers' logs are in /"):
+        dying.train(job(tmp_path / "dying", small_data_folders["images"]), lambda row: None)
+    dying.close()
 
 
 def test_a_users_mistake_arrives_as_itself_and_the_group_lives_on(group: Any, tmp_path: Path, small_data_folders: dict[str, Path]) -> None:

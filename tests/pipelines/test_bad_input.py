@@ -95,7 +95,7 @@ VALUES = [
     Case("too many halvings", (*CLASSIFIER, "model.widths=[4,4,4,4,4,4]"), ("image_size=(28, 28)", "6 times")),
     Case("sections that do not fit", ("run", "tokens", "tokenizer.model.num_codes=512", *LOCAL), ("num_codes=512", "code_count=256")),
     Case("family for another stage", ("run", "tokens", "judge.family=vqvae", *LOCAL), ("judge.family=vqvae", "classifier")),
-    Case("workers that are no number", ("run", "tokens", "--workers", "two"), ("--workers", "integer")),
+    Case("workers that are no number", ("run", "tokens", "--workers", "two"), ("--workers two", "1..3")),
     Case("negative workers", ("run", "tokens", "--workers", "-1"), ("--workers -1",)),
     Case("address without workers", ("run", "tokens", "--address", "h:1", *LOCAL), ("--address h:1", "--workers 0")),
     Case("label out of range", ("sample", "prior", "label=10"), ("label=10", "0 to 9")),

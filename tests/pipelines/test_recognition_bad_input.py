@@ -51,7 +51,8 @@ def begun_with_other_classes(root: Path) -> None:
     recipe = model_recipe(settings, read_sources(SourceReader(store), "bad", [], store))
     job = training_job(settings, "bad", store.place("runs", recipe.name), {})
     begun = Recognition.fit(settings.model, Dataset.open("bad").shape)
-    RunRecord(job.run).start(0, {"identity": job.identity(), "config": begun.to_json() | {"classes": "0123456789abcdef"}})
+    config = begun.to_json() | {"classes": "0123456789abcdef"}
+    RunRecord(job.run).start(0, {"identity": job.identity(), "config": config, "workers": 1})
     add("model/config.json", f"{job.run}/checkpoints/step_00000001/checkpoint.json")(root)
 
 
