@@ -23,6 +23,7 @@ from components.data.collections.glyphs import GlyphsConfig, fetch_glyphs
 from pipelines.cli import main
 from tests.data.collected import FACES as LETTER_FACES
 from tests.data.collected import SMALL, orl_or_skip
+from tests.ray_tokens import read_environment_again
 from tests.small_data import shipped_images
 
 ROOT = Path(__file__).parent.parent
@@ -173,10 +174,14 @@ def test_commands_about_clusters(folder: Path, monkeypatch: pytest.MonkeyPatch, 
                 words[start:] = [*job, "--store", str(folder / "store-of-jobs")]
             assert main(words) == 0, f"{line}: {capsys.readouterr().err}"
             said = capsys.readouterr().out
-            for name, value in re.findall(r"(RAY_[A-Z_]+)=(\S+)", said) if words[:2] == ["cluster", "up"] else []:
-                monkeypatch.setenv(name, value)
+            if words[:2] == ["cluster", "up"]:
+                for name, value in re.findall(r"(RAY_[A-Z_]+)=(\S+)", said):
+                    monkeypatch.setenv(name, value)
+                read_environment_again()
     finally:
         assert main(["cluster", "down"]) == 0
+        monkeypatch.undo()
+        read_environment_again()
     assert list((folder / "store-of-jobs" / "artifacts").glob("report-*"))
 
 

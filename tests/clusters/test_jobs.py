@@ -21,6 +21,7 @@ from clusters.raylets import Raylets
 from components.errors import UserError
 from pipelines.cli import main
 from tests.proxy import Proxy
+from tests.ray_tokens import client_of
 
 pytestmark = pytest.mark.ray
 
@@ -34,12 +35,8 @@ LONG = ["run", "tokens", "--preset", "quick", "--workers", "0", "judge.train.ste
 @pytest.fixture(scope="module")
 def raylets() -> Iterator[Raylets]:
     """Three raylets; this process's environment names them."""
-    with Raylets.start(NAME, nodes=3) as raylets, pytest.MonkeyPatch.context() as patch:
-        for name in ("RAY_AUTH_TOKEN", "RAY_ADDRESS", "PYTHONPATH"):
-            patch.delenv(name, raising=False)
-        patch.setenv("RAY_API_SERVER_ADDRESS", raylets.jobs_url)
-        for name, value in raylets.environment.items():
-            patch.setenv(name, value)
+    with Raylets.start(NAME, nodes=3) as raylets, client_of(raylets) as patch:
+        patch.delenv("PYTHONPATH", raising=False)
         yield raylets
 
 
