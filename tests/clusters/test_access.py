@@ -27,6 +27,7 @@ from pipelines.watching import Watched
 from tests.pipelines.world import write_folders
 from tests.planted import Planted
 from tests.prometheus import free_port
+from tests.ray_tokens import client_of
 
 pytestmark = pytest.mark.ray
 
@@ -74,8 +75,7 @@ class World:
 def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     planted, said = Planted(*SECRETS), io.StringIO()
     with pytest.MonkeyPatch.context() as patch:
-        for name in ("RAY_AUTH_TOKEN", "RAY_ADDRESS", "RAYMILL_METRICS_HOST"):
-            patch.delenv(name, raising=False)
+        patch.delenv("RAYMILL_METRICS_HOST", raising=False)
         for name in SECRETS:
             patch.setenv(name, planted[name])
         patch.setenv("RAYMILL_METRICS_PORT", str(free_port()))
@@ -83,18 +83,15 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
             assert main(["cluster", "up", "--local", "2", "--name", NAME]) == 0
         found = Raylets.find(NAME)
         assert found is not None
-        with found as raylets:
-            planted.plant(TOKEN, raylets.token_path.read_text())
-            for name, value in {**raylets.environment, "RAY_API_SERVER_ADDRESS": raylets.jobs_url}.items():
-                patch.setenv(name, value)
-            with ray_cluster(raylets.address, 1):
-                import ray
+        with found as raylets, client_of(raylets), ray_cluster(raylets.address, 1):
+            import ray
 
-                actor = ray.remote(_Actor).remote()
-                ray.get(actor.ready.remote())
-                metrics = _told_by_the_hub()
-                sockets = _sockets([*(process.pid for process in raylets.processes()), os.getpid()])
-                yield World(raylets, planted, said.getvalue(), sockets, metrics)
+            planted.plant(TOKEN, raylets.token_path.read_text())
+            actor = ray.remote(_Actor).remote()
+            ray.get(actor.ready.remote())
+            metrics = _told_by_the_hub()
+            sockets = _sockets([*(process.pid for process in raylets.processes()), os.getpid()])
+            yield World(raylets, planted, said.getvalue(), sockets, metrics)
 
 
 def _told_by_the_hub() -> str:
