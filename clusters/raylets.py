@@ -6,7 +6,8 @@
         raylets.kill_node(1)                                     # the raylet, its agents and the workers on it
 
 It is started by `ray start` and ended process by process, never by `ray stop`, which ends every Ray of the machine. Each node has its
-own temporary folder: nodes that share one delete each other's unpacked code.
+own temporary folder: nodes that share one delete each other's unpacked code. All of it listens on 127.0.0.1 (`clusters/loopback.py`), and
+answers those who have the token; only Ray's own metrics, and whether a process is well, are told to anybody on this machine.
 """
 
 from __future__ import annotations
@@ -27,13 +28,13 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from clusters import loopback
 from clusters.ports import HEAD_PORT, JOBS_PORT
 from clusters.processes import Process, end, family_of, is_alive, this_process
 from components.errors import UserError
 
 STATE = "cluster.json"
 MARK = "RAYMILL_CLUSTER"
-NODE_IP = "127.0.0.2"  # a loopback address that Ray does not turn into the machine's own, as it does with 127.0.0.1
 START_SECONDS = 120.0
 ANSWER_SECONDS = 90.0
 GRACE_SECONDS = 5.0
@@ -55,10 +56,10 @@ class Raylets:
 
     def __init__(self, folder: Path, ports: dict[str, int], starter: Process, nodes: list[Node] | None = None) -> None:
         self.folder, self.ports, self.starter, self.nodes = folder, ports, starter, nodes or []
-        self.address = f"{NODE_IP}:{ports['head']}"
-        self.jobs_url = f"http://127.0.0.1:{ports['jobs']}"
+        self.address = f"{loopback.ADDRESS}:{ports['head']}"
+        self.jobs_url = f"http://{loopback.ADDRESS}:{ports['jobs']}"
         self.token_path = folder / "token"
-        self.environment = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(self.token_path)}
+        self.environment = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(self.token_path), **loopback.ENVIRONMENT}
         self._inherited: dict[str, str] = {}
         self._changing = threading.Lock()
 
@@ -116,6 +117,10 @@ class Raylets:
         """Whether any process of it lives, or it is being started."""
         return (is_alive(self.starter) and not self.nodes) or bool(self._family(set()))
 
+    def processes(self) -> list[Process]:
+        """All that belong to it and live now, with those of jobs and workers."""
+        return list(self._family(set()))
+
     def close(self) -> int:
         """Ends every process of the cluster and no other, and removes its folder; returns how many it ended."""
         ended = end(self._family, GRACE_SECONDS)
@@ -140,12 +145,13 @@ class Raylets:
     def _add(self, number: int, cpus: int) -> Node:
         temporary = self.folder / str(number)  # short: sockets lie below it, and their paths have a limit
         port = _free_port()
-        options = [f"--temp-dir={temporary}", f"--num-cpus={cpus}", f"--node-ip-address={NODE_IP}", f"--dashboard-agent-listen-port={port}"]
+        options = [f"--temp-dir={temporary}", f"--num-cpus={cpus}", f"--node-ip-address={loopback.ADDRESS}"]
+        options += [f"--dashboard-agent-listen-port={port}"]
         options += ["--min-worker-port=0", "--max-worker-port=0", f"--object-store-memory={STORE_BYTES}", "--include-log-monitor=false"]
         options += self._head_options() if number == 0 else [f"--address={self.address}"]
         mark = self._mark(number)
         log = self.folder / f"start-{number}.log"
-        program = [sys.executable, "-P", "-m", "ray.scripts.scripts", "start", *options]
+        program = [sys.executable, "-P", loopback.__file__, "start", *options]
         with open(log, "wb") as output:
             starting = subprocess.Popen(
                 program, env=self._node_environment(mark), stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
@@ -165,7 +171,7 @@ class Raylets:
         return node
 
     def _head_options(self) -> list[str]:
-        jobs = ["--include-dashboard=true", "--dashboard-host=127.0.0.1", f"--dashboard-port={self.ports['jobs']}"]
+        jobs = ["--include-dashboard=true", f"--dashboard-host={loopback.ADDRESS}", f"--dashboard-port={self.ports['jobs']}"]
         return ["--head", f"--port={self.ports['head']}", f"--ray-client-server-port={_free_port()}", *jobs, "--disable-usage-stats"]
 
     def _node_environment(self, mark: str) -> dict[str, str]:

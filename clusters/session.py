@@ -10,6 +10,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from clusters import loopback
 from components.errors import UserError
 
 CONNECT_SECONDS = 5.0
@@ -50,6 +51,18 @@ def ray_cluster(address: str | None, cpus: int) -> Iterator[None]:
     if address is not None:
         require_answer(address)
         choose_token_mode()
+        _require_entry(address)
+    with loopback.kept(own=address is None):
+        _connect(address, cpus)
+        try:
+            yield
+        finally:
+            ray.shutdown()
+
+
+def _connect(address: str | None, cpus: int) -> None:
+    import ray
+
     on_terminate = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(
@@ -61,18 +74,35 @@ def ray_cluster(address: str | None, cpus: int) -> Iterator[None]:
             configure_logging=True,
         )
     except (ConnectionError, RuntimeError, ValueError, ray.exceptions.AuthenticationError) as error:
-        raise UserError(
-            f"--address {address}: {str(error).splitlines()[0]}; give the host:port of a running Ray cluster of this version, "
-            f"with RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH (or RAY_AUTH_TOKEN) set as on its nodes"
-        ) from error
+        raise _no_entry(address, str(error).splitlines()[0]) from error
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, on_terminate)  # Ray's own handler prints a native stack trace
     for name in ("ray.train", "ray.data", "ray.tune"):
         logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def _require_entry(address: str) -> None:
+    """Raises UserError when the cluster refuses the token here, which Ray's own client finds out in half a minute and many lines."""
+    import grpc
+    import ray
+    from ray._private.authentication.http_token_authentication import get_auth_headers_if_auth_enabled
+
     try:
-        yield
-    finally:
-        ray.shutdown()
+        metadata = [(name.lower(), value) for name, value in get_auth_headers_if_auth_enabled({}).items()]
+        with grpc.insecure_channel(address) as channel:
+            channel.unary_unary("/ray.rpc.NodeInfoGcsService/CheckAlive")(b"", timeout=CONNECT_SECONDS, metadata=metadata)
+    except ray.exceptions.AuthenticationError as error:
+        raise _no_entry(address, str(error).splitlines()[0]) from error
+    except grpc.RpcError as error:
+        if error.code() == grpc.StatusCode.UNAUTHENTICATED:
+            raise _no_entry(address, "the cluster refuses the token here") from None
+
+
+def _no_entry(address: str | None, why: str) -> UserError:
+    return UserError(
+        f"--address {address}: {why}; give the host:port of a running Ray cluster of this version, "
+        f"with RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH (or RAY_AUTH_TOKEN) set as on its nodes"
+    )
 
 
 def require_resources(workers: int, per_worker: dict[str, float]) -> None:

@@ -29,7 +29,7 @@ from clusters.growth import Growth
 from clusters.mailbox import Mailbox, News
 from clusters.room import Room, draining_nodes
 from clusters.session import log_folder, require_resources
-from components.errors import UserError
+from components.errors import UserError, brief
 from components.training.communication import Communication
 from components.training.job import TrainingJob, execute
 from components.training.loop import check_fits
@@ -194,7 +194,7 @@ def serve(config: dict[str, Any]) -> None:
             ray.get(mailbox.end.remote(number, user_error=str(error)))
             raise  # the other workers may wait in a collective: Ray takes the group down
         except Exception as error:
-            ray.get(mailbox.end.remote(number, crash=f"{type(error).__name__}: {error}"))
+            ray.get(mailbox.end.remote(number, crash=brief(error)))
             raise
         if not ended:
             return  # asked to rest: the job stays open for the next group

@@ -3,17 +3,9 @@
 from __future__ import annotations
 
 import difflib
-import os
-import re
 from collections.abc import Iterable
 
-SECRETS = (
-    "AWS_SECRET_ACCESS_KEY",
-    "AWS_SESSION_TOKEN",
-    "RAY_AUTH_TOKEN",
-    "MLFLOW_TRACKING_PASSWORD",
-    "MLFLOW_TRACKING_TOKEN",
-)  # of the environment
+from components.redaction import redacted
 
 
 class UserError(ValueError):
@@ -23,19 +15,16 @@ class UserError(ValueError):
     """
 
     def __init__(self, message: str) -> None:
-        super().__init__(without_secrets(" ".join(message.split())))
+        super().__init__(redacted(" ".join(message.split())))
 
 
 class Diverged(UserError):
     """Training whose numbers stopped being finite: an end of the run for its user, and a result for a sweep."""
 
 
-def without_secrets(text: str) -> str:
-    """`text` without the secrets that the environment holds, and without user and password of URLs in it."""
-    for name in SECRETS:
-        if secret := os.environ.get(name):
-            text = text.replace(secret, f"<{name}>")
-    return re.sub(r"(?<=://)[^/@\s]+@", "", text)
+def brief(error: BaseException) -> str:
+    """An error as one line without secrets: what a UserError says, and of others the type before it."""
+    return str(error) if isinstance(error, UserError) else redacted(" ".join(f"{type(error).__name__}: {error}".split()))
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

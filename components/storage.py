@@ -26,10 +26,12 @@ COPY_BYTES = 8 * 2**20
 
 
 def is_remote(url: str) -> bool:
-    """True for `s3://`; raises UserError for a scheme that is not supported."""
+    """True for `s3://`; raises UserError for a scheme that is not supported, and for credentials in the URL."""
     scheme = re.match(r"([A-Za-z][A-Za-z0-9+.-]*)://", url)
     if scheme and scheme[1] not in ("s3", "file"):
         raise UserError(f"storage: {url!r} has the scheme {scheme[1]!r}; expected a local path or s3://bucket/prefix")
+    if scheme and "@" in url.removeprefix(scheme[0]).partition("/")[0]:
+        raise UserError(f"storage: {url!r} was given with credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE")
     return scheme is not None and scheme[1] == "s3"
 
 

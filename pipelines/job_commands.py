@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from components.errors import UserError
+from components.redaction import holds_secret, is_secret_name
 from components.report.numbers import duration
 from pipelines.options import JsonOption, VerboseOption
 from pipelines.shell import INTERRUPTED, Answer
@@ -23,8 +24,6 @@ if TYPE_CHECKING:
 
 INSTALLED = "installed"
 OF_CLUSTERS = ("submit", "jobs", "logs", "stop", "cluster")
-SECRET = re.compile("SECRET|TOKEN|PASSW|CREDENTIAL|KEY", re.IGNORECASE)
-SECRET_IN_URL = re.compile(r"://[^/\s@]*:[^/\s@]+@")
 
 ClusterOption = Annotated[
     str | None, typer.Option("--cluster", metavar="URL", help="The cluster's Jobs API (default: RAY_API_SERVER_ADDRESS or RAY_ADDRESS).")
@@ -165,7 +164,7 @@ def plain_variables(asked: list[str]) -> dict[str, str]:
         name, given, value = text.partition("=")
         if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
             raise UserError(f"--env {name!r} is no name of a variable; give NAME, or NAME=VALUE")
-        if SECRET.search(name):
+        if is_secret_name(name):
             raise UserError(
                 f"--env {name} looks like a secret, and a job's variables can be read by all who can list jobs; set it on the nodes, "
                 f"as a secret of their pods or in their profile"
@@ -178,8 +177,10 @@ def plain_variables(asked: list[str]) -> dict[str, str]:
 
 
 def _require_no_secret(text: str, where: str) -> None:
-    if SECRET_IN_URL.search(text):
-        raise UserError(f"{where} has a URL with a password in it, which all who can list jobs could read; set it on the nodes")
+    if holds_secret(text):
+        raise UserError(
+            f"{where} has a URL with a password in it, or a secret variable, and all who list jobs could read that; set it on the nodes"
+        )
 
 
 def _followed(job_id: str, url: str, follow: Callable[[], list[End]]) -> Answer:

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
+from components.redaction import redacted
 from components.report.numbers import figure
 from pipelines.console import Console
 from pipelines.store import Artifact, Store
@@ -66,7 +67,7 @@ def again(*words: str, preset: str | None, config: str | None, with_: list[str] 
     """The command line that makes the same again; where it is made, and by how many workers, does not matter."""
     options = (["--preset", preset] if preset else []) + (["--config", config] if config else [])
     options += [word for model in with_ or [] for word in ("--with", model)]
-    return shlex.join(["raymill", *words, *options])
+    return shlex.join(redacted(word) for word in ["raymill", *words, *options])
 
 
 def shown(artifact: Artifact) -> dict[str, Any]:

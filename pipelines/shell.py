@@ -22,7 +22,8 @@ from typing import Any
 
 import typer
 
-from components.errors import UserError, without_secrets
+from components.errors import UserError, brief
+from components.redaction import redacted
 
 INTERRUPTED = 130
 
@@ -47,13 +48,12 @@ def answer(call: Callable[[], Any], as_json: bool, verbose: bool) -> int:
         except (UserError, typer.TyperException) as error:
             return _fail(say, as_json, 2, _message(error))
         except Exception as error:
-            text = without_secrets(traceback.format_exc())
+            text = redacted(traceback.format_exc())
             with open(log, "a", encoding="utf-8") as file:
                 file.write(text)
             if verbose:
                 print(text, file=sys.stderr)
-            problem = without_secrets(" ".join(f"{type(error).__name__}: {error}".split()))
-            return _fail(say, as_json, 1, f"{problem}; details in {log}")
+            return _fail(say, as_json, 1, f"{brief(error)}; details in {log}")
         if result == INTERRUPTED:  # what the parser makes of the keyboard's interrupt
             return _fail(say, as_json, INTERRUPTED, "stopped; the same command goes on where it stopped")
         if isinstance(result, Answer):
@@ -84,13 +84,20 @@ def _log_file() -> Path:
     return folder / f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.log"
 
 
+class _Formatter(logging.Formatter):
+    """Lines without secrets, whatever a library puts into them."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return redacted(super().format(record))
+
+
 @contextmanager
 def _logging_to(log: Path, verbose: bool) -> Iterator[None]:
     """What libraries log and warn goes to the file, made when there is something; with `verbose` also to stderr."""
     handlers: list[logging.Handler] = [logging.FileHandler(log, delay=True), *([logging.StreamHandler()] if verbose else [])]
     root, level = logging.getLogger(), logging.getLogger().level
     for handler in handlers:
-        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+        handler.setFormatter(_Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
         root.addHandler(handler)
     root.setLevel(logging.INFO if verbose else logging.WARNING)
     logging.captureWarnings(True)

@@ -32,6 +32,7 @@ from components.config import Config, fingerprint
 from components.data.index import INDEX, read_index
 from components.errors import UserError, did_you_mean
 from components.lease import LEASE_SECONDS, Lease, LeaseLost, clear, held, is_held
+from components.redaction import redacted
 
 COMMIT = "artifact.json"
 FORMAT_VERSION = 1
@@ -240,11 +241,11 @@ class Store:
             files |= {file: describe(str(path)) for file, path in local.items()}
         manifest = Manifest(
             **recipe.model_dump(exclude={"fingerprint"}),
-            sources=sources,
+            sources={name: redacted(place) for name, place in sources.items()},
             files=dict(sorted(files.items())),
             seconds=round(seconds, 3),
             made_at=datetime.now(UTC).isoformat(timespec="milliseconds"),
-            command=command,
+            command=redacted(command),
         )
         storage.write_json(str(draft.folder / COMMIT), manifest.to_json())
         if not self._local:

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from components import storage
-from components.errors import UserError
+from components.errors import UserError, brief
 from components.redaction import redacted
 from components.report.sweep import TRIALS
 from components.training.record import read_metrics
@@ -210,7 +210,7 @@ class Tracker:
                 self._problem = str(error)
             except Exception as error:  # of ours: a training is worth more than its log
                 logger.exception("tracking failed")
-                self._problem = redacted(f"{type(error).__name__}: {error}")
+                self._problem = brief(error)
 
 
 def log_lineage(store: Store, artifact: Artifact) -> dict[str, str]:

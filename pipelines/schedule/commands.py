@@ -14,7 +14,7 @@ from zoneinfo import ZoneInfo
 import typer
 
 from components import storage
-from components.errors import UserError, did_you_mean
+from components.errors import UserError, brief, did_you_mean
 from pipelines.catalogue import find_pipeline
 from pipelines.options import JsonOption, StoreOption, VerboseOption, console, table
 from pipelines.schedule.clock import SystemClock
@@ -205,7 +205,7 @@ def run(
         outcome = Outcome(status="skipped", why=str(busy))
         chosen.write_outcome(mine.id, outcome)
     except Exception as error:
-        why = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+        why = brief(error)
         if close_by_hand(chosen, mine, "failed", why, clock.now()):
             _tell_the_page(chosen.store, name, mine.id, why, say)
         raise
@@ -252,7 +252,7 @@ def _tell_the_page(store: Store, name: str, run_id: str, problem: str, tell: Cal
         if known is not None:
             record_failure(known.config, run_id, store, problem)
     except Exception as error:
-        tell(f"{name}: the page was not written: {type(error).__name__}: {error}")
+        tell(f"{name}: the page was not written: {brief(error)}")
 
 
 def check_settings(config: ScheduleConfig, origin: str) -> None:

@@ -22,6 +22,7 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 from components import storage
 from components.config import Config, read_yaml
 from components.errors import did_you_mean
+from components.redaction import holds_secret
 from pipelines.catalogue import PIPELINES
 
 CRON_FIELDS = "minute hour day-of-month month day-of-week"
@@ -163,6 +164,13 @@ class ScheduleConfig(Config):
             if key in values:
                 raise ValueError(f"{key} is given by {place}; leave it out of set")
         return values
+
+    @field_validator("tracking", "set")
+    @classmethod
+    def _holds_no_secret(cls, value: Any) -> Any:
+        if holds_secret(str(value)):
+            raise ValueError("others can read it in the store; give passwords by MLFLOW_TRACKING_PASSWORD or a profile")
+        return value
 
     @field_validator("registered_name")
     @classmethod

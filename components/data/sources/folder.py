@@ -20,6 +20,7 @@ from components import storage
 from components.data.cache import ContentCache
 from components.data.sources.known import KnownFiles
 from components.errors import UserError, did_you_mean
+from components.redaction import redacted
 from components.stamp import Stamp
 
 TRIES, TIMEOUT_SECONDS = 4, 60
@@ -32,6 +33,8 @@ class SourceFolder:
         self.url = url
         self._checksums = dict(checksums)
         self._http = url.startswith(("http://", "https://"))
+        if self._http:
+            _require_plain(url)
         if self._http and not checksums:
             raise UserError(f"source {url}: give its files and their SHA-256, for example checksums='{{images.npz: 0123...}}'")
 
@@ -126,6 +129,12 @@ class SourceFile:
         if found != self.sha256:
             raise UserError(f"{self.place} changed while it was read: sha256 {self.sha256} before, {found} now; run prepare again")
         return data
+
+
+def _require_plain(url: str) -> None:
+    parts = urllib.parse.urlsplit(url)
+    if "@" in parts.netloc or parts.query:
+        raise UserError(f"source {redacted(url)} was given with a password or a query; fetch its files, and give the folder they lie in")
 
 
 def _is_hidden(path: str) -> bool:
