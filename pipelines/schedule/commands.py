@@ -16,7 +16,7 @@ import typer
 from components import storage
 from components.errors import UserError, brief, did_you_mean
 from pipelines.catalogue import find_pipeline
-from pipelines.options import JsonOption, StoreOption, VerboseOption, console, table
+from pipelines.options import JsonOption, StoreOption, VerboseOption, table, watched
 from pipelines.schedule.clock import SystemClock
 from pipelines.schedule.config import ScheduleConfig
 from pipelines.schedule.executing import Busy, close_by_hand, execute, run_by_hand
@@ -197,7 +197,7 @@ def run(
     mine = run_by_hand(chosen, run_id, clock.now())
     command = f"raymill schedule run {name} --run-id {mine.id}"
     try:
-        with console(json) as progress, Workers(mine.config.workers) as crew:
+        with watched(json, name) as progress, Workers(mine.config.workers, None, progress) as crew:
             outcome = execute(chosen, mine, retrain, crew, progress, command, say)
     except Busy as busy:
         if not due:

@@ -64,7 +64,7 @@ class ProcessRunner:
                     stderr=log,
                     pass_fds=[theirs],
                     start_new_session=True,  # the terminal's Ctrl-C reaches the scheduler, and the child by it
-                    env={**os.environ, PARENT: str(theirs)},
+                    env={**os.environ, PARENT: str(theirs), "RAYMILL_METRICS_PORT": "0"},  # the scheduler has the port
                 )
         except BaseException:
             os.close(ours)
