@@ -48,9 +48,9 @@ ZONE = "Europe/Berlin"
 FIRST = date(2025, 10, 11)
 DUE, DELIVERED = time_of_day(2, 30), time_of_day(19, 0)
 NAME = "fashion"
-FIRST_ROWS, DAILY_ROWS, LARGE_ROWS, OUTSIDE_ROWS = 400, 100, 1000, 2000
+FIRST_ROWS, DAILY_ROWS, LARGE_ROWS, OUTSIDE_ROWS = 400, 100, 2500, 2000
 STEPS, CHECKPOINT_EVERY = 240, 40
-PATIENCE_SECONDS = 300.0
+PATIENCE_SECONDS, LOOK_SECONDS = 300.0, 0.02
 
 SCHEDULER_KILLED, RUN_KILLED, NOTHING, COPIED = "scheduler killed", "run killed", "no new data", "a file copied again"
 SHUFFLED, CORRECTED = "labels shuffled", "labels corrected"
@@ -234,9 +234,6 @@ class World:
         self._shards = files
 
 
-LOOK_SECONDS = 0.02
-
-
 def config(source: Path) -> ScheduleConfig:
     """A small classifier, trained from scratch every night."""
     return ScheduleConfig.parse(
@@ -325,7 +322,9 @@ def main() -> int:
         world.begin()
         for number in range(1, options.days + 1):
             night = world.live(number)
-            print(f"day {number}: {night.happens or 'new data'}, {'not run' if night.decision is None else night.decision.reason}", flush=True)
+            print(
+                f"day {number}: {night.happens or 'new data'}, {'not run' if night.decision is None else night.decision.reason}", flush=True
+            )
         seconds = time.perf_counter() - started
         print(f"\n{tabulate([row(night) for night in world.nights], HEADINGS, disable_numparse=True, tablefmt='github')}\n")
         print(f"{totals(world, seconds)}\n")
@@ -334,7 +333,11 @@ def main() -> int:
         world.close()
         if options.keep is None:
             shutil.rmtree(folder, ignore_errors=True)
-    print(tabulate([("yes" if each.holds else "NO", each.what, each.found) for each in checked], ("holds", "what", "found"), tablefmt="github"))
+    print(
+        tabulate(
+            [("yes" if each.holds else "NO", each.what, each.found) for each in checked], ("holds", "what", "found"), tablefmt="github"
+        )
+    )
     return 0 if all(each.holds for each in checked) else 1
 
 

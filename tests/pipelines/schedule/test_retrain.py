@@ -101,7 +101,9 @@ def test_nothing_new_is_told_without_training_or_registry(pictures: Path, store:
     assert decision.reason in page(store, "still")
 
 
-@pytest.mark.parametrize(("labels", "says"), [("shuffled", "not all of it above the margin"), ("swapped", "but worse by")])
+@pytest.mark.parametrize(
+    ("labels", "says"), [("shuffled", "above the margin of 0; and worse by"), ("swapped", "above the margin of 0; but worse by")]
+)
 def test_wrong_labels_train_a_worse_model_which_is_kept_out(labels: Any, says: str, tmp_path: Path) -> None:
     """Labels that are all wrong in the same way look right on new held-out rows, which are wrong alike; those of before tell."""
     store, pictures = new_store(tmp_path / "store"), tmp_path / "pictures"
