@@ -35,8 +35,8 @@ class _Times:
         run = self.runs.get(decision.run_id)
         return datetime.fromisoformat(decision.decided_at) if run is None else run.started
 
-    def told(self, decision: Decision) -> str:
-        return f"{self.of(decision).astimezone(self.zone):%Y-%m-%d %H:%M:%S %Z}"
+    def told(self, decision: Decision, form: str = "%Y-%m-%d %H:%M:%S %Z") -> str:
+        return self.of(decision).astimezone(self.zone).strftime(form)
 
 
 def write_schedule_page(store: Store, name: str, out: str | None = None, registry: Registry | None = None) -> str:
@@ -59,7 +59,7 @@ def write_schedule_page(store: Store, name: str, out: str | None = None, registr
         champion=_champion(judged, registry, config.registered_name if config is not None else name, times),
         score=judged[-1].score or "" if judged else "",
         better=judged[-1].better or "max" if judged else "max",
-        judged=[_point(decision) for decision in judged if decision.candidate is not None and decision.candidate.score is not None],
+        judged=[_point(decision, times) for decision in judged if decision.candidate is not None and decision.candidate.score is not None],
         runs=[_row(store, decision, times, out is None) for decision in reversed(decisions)],
         rule=_rule(config),
         back=f"raymill rollback {config.registered_name if config is not None else name}",
@@ -91,12 +91,14 @@ def _champion(judged: Sequence[Decision], registry: Registry | None, registered_
     return ChampionCard(title=f"{registered_name}, version {version}", artifact=artifact, score=score, since=origin)
 
 
-def _point(decision: Decision) -> JudgedRun:
+def _point(decision: Decision, times: _Times) -> JudgedRun:
     assert decision.candidate is not None
     assert decision.candidate.score is not None
     champion, found = decision.champion.score if decision.champion is not None else None, decision.comparison
     low, high = (None, None) if champion is None or found is None else (champion + found.low, champion + found.high)
-    return JudgedRun(decision.run_id, decision.candidate.score, champion, low, high, promoted=decision.outcome == "promoted")
+    return JudgedRun(
+        times.told(decision, "%d %b %H:%M"), decision.candidate.score, champion, low, high, promoted=decision.outcome == "promoted"
+    )
 
 
 def _row(store: Store, decision: Decision, times: _Times, beside: bool) -> RunRow:
