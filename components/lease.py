@@ -136,17 +136,19 @@ class _RemoteLease(Lease):
 
 
 @contextmanager
-def held(url: str, waiting: Callable[[str], None], *, seconds: float = LEASE_SECONDS) -> Iterator[Lease]:
+def held(url: str, waiting: Callable[[str], None], *, seconds: float = LEASE_SECONDS, certain: bool = False) -> Iterator[Lease]:
     """Holds the lease at `url` while the block runs; calls `waiting(owner)` once when another has it, and then waits for it.
 
-    An exception that `waiting` raises ends the attempt. `seconds` is the lease time on `s3://`: for how long a killed holder blocks others.
+    An exception that `waiting` raises ends the attempt. Who refuses so asks to be `certain`: then it is called only once the owner was seen
+    to renew its lease, and one that was killed expires instead of being met by every attempt anew. `seconds` is the lease time on `s3://`:
+    for how long a killed holder blocks others.
     Raises OSError where a local file cannot be made, and UserError for a server that does not honour conditional requests.
     """
     if not storage.is_remote(url):
         with locked(_path(url), waiting):
             yield Lease(url, _clock_number())
         return
-    lease = _take(url, waiting, seconds)
+    lease = _take(url, waiting, seconds, certain)
     try:
         _refuse_without_conditions(url)
         lease.begin()
@@ -205,8 +207,8 @@ _watch = _Watch()
 _honest: set[tuple[str | None, str]] = set()  # endpoint and bucket where conditions are known to be honoured
 
 
-def _take(url: str, waiting: Callable[[str], None], seconds: float) -> _RemoteLease:
-    told = False
+def _take(url: str, waiting: Callable[[str], None], seconds: float, certain: bool) -> _RemoteLease:
+    told, first = False, None
     while True:
         found = storage.read_version(url)
         pause = 0.1
@@ -215,7 +217,8 @@ def _take(url: str, waiting: Callable[[str], None], seconds: float) -> _RemoteLe
                 return _RemoteLease(url, seconds, found)
         else:
             pause = min(_holder(found).seconds / BEATS, 1.0)
-            if not told:
+            first = first or found.etag
+            if not told and (found.etag != first or not certain):
                 waiting(_owner(found))
                 told = True
         time.sleep(pause * random.uniform(0.5, 1.0))

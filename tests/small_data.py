@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+from collections.abc import Callable
 from pathlib import Path
 
 import matplotlib
@@ -15,6 +16,8 @@ from components.families.contract import Column
 
 SHIPPED = Path(__file__).parent.parent / "datasets" / "fashion-mnist"
 CODES = 16
+
+Transform = Callable[[np.ndarray], np.ndarray]
 
 
 def shipped_images(part: str, rows: int) -> tuple[np.ndarray, np.ndarray]:
@@ -54,7 +57,7 @@ def write_codes(folder: Path, train: int = 600, test: int = 100) -> Path:
     return _write(folder, "codes", Column(dtype="int64", shape=(7, 7)), patches, train, test)
 
 
-def _write(folder: Path, name: str, column: Column, transform, train: int, test: int) -> Path:
+def _write(folder: Path, name: str, column: Column, transform: Transform, train: int, test: int) -> Path:
     blocks = {}
     for split, part, rows in (("train", "train", train), ("test", "t10k", test)):
         images, labels = shipped_images(part, rows)

@@ -153,6 +153,21 @@ def test_the_lease_of_a_killed_process_is_taken_over(place: str) -> None:
     assert not is_held(place)
 
 
+def test_who_refuses_to_wait_is_certain_that_the_holder_lives(place: str) -> None:
+    """A command that gives up at the sight of a lease would be stopped by that of a killed process for ever."""
+
+    def refuse(owner: str) -> None:
+        raise InterruptedError(owner)
+
+    holder, _ = _start_holder(place)
+    with pytest.raises(InterruptedError, match=f"process {holder.pid} on "), held(place, refuse, seconds=SECONDS, certain=True):
+        pass
+    os.kill(holder.pid, signal.SIGKILL)
+    holder.join()
+    with held(place, refuse, seconds=SECONDS, certain=True):
+        pass
+
+
 def test_a_living_holder_is_waited_for_longer_than_the_lease_time(s3: str) -> None:
     inside, order = threading.Event(), []
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -10,14 +11,14 @@ from components.report.figures import INK, MUTED, SECOND, SERIES, new_figure, to
 from components.report.page import fill
 
 SHOWN = 120  # runs in the timeline, at most
-LABELS = 8  # of runs below it, about
+LABELS = 8  # of runs below it, at most
 INCHES = (10.0, 3.0)
 PAPER = "#ffffff"
 
 
 @dataclass(frozen=True)
 class JudgedRun:
-    """A point of the timeline: both scores on the run's held-out rows, and the interval in which the candidate's lies."""
+    """A point of the timeline, by a short label: both scores on the run's held-out rows, and the interval in which the candidate's lies."""
 
     label: str
     candidate: float
@@ -102,7 +103,7 @@ def timeline_svg(runs: Sequence[JudgedRun], score: str) -> str:
             axes.plot([place, place], [run.low, run.high], color=SERIES, linewidth=1.2)
         filled = SERIES if run.promoted else PAPER
         axes.plot([place], [run.candidate], color=SERIES, marker="o", markersize=5.5, markerfacecolor=filled, linestyle="none")
-    apart = max(1, len(runs) // LABELS)
+    apart = math.ceil(len(runs) / LABELS)
     axes.set_xticks(range(0, len(runs), apart), [run.label for run in runs[::apart]])
     axes.set_xlim(-0.5, len(runs) - 0.5)
     axes.set_title(score, fontsize=9, color=INK, loc="left")

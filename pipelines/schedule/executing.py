@@ -62,7 +62,7 @@ def execute(
             raise Busy(f"{owner} is at run {other} of schedule {schedule.name} (overlap: skip); run it once that is done")
         tell(f"{owner} is at run {other} of schedule {schedule.name}; waiting")
 
-    with held(schedule.place(LOCK), waiting) as lease:
+    with held(schedule.place(LOCK), waiting, certain=run.config.overlap == "skip") as lease:
         found = schedule.outcome(run.id)
         if found is not None:
             return found

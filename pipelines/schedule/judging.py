@@ -94,8 +94,12 @@ def rule(now: Interval, before: Interval | None, margin: float, better: Literal[
     And it may not be worse, with its whole interval, on the rows that were held out before the new data came (`before`; None: there is no
     new data). New data with wrong labels has wrong labels in its held-out rows too, and a model that learnt them looks good on those alone.
     """
-    regressed = before is not None and (before.high < 0 if better == "max" else before.low > 0)
-    return now.surpasses(margin, better) and not regressed
+    return now.surpasses(margin, better) and not (before is not None and _is_worse(before, better))
+
+
+def _is_worse(found: Interval, better: Literal["min", "max"]) -> bool:
+    """With its whole interval."""
+    return found.high < 0 if better == "max" else found.low > 0
 
 
 def _first(gate: Gate, found: Judged) -> Judged:
@@ -120,8 +124,9 @@ def _compared(gate: Gate, found: Judged, now: Interval, before: Interval | None)
         f"{found['score']} {number(value)} against the champion's {number(against)} on the same {found['rows']:,} held-out rows: "
         f"{_said(now, gate, better)}, {'all of it' if enough else 'not all of it'} above the margin of {number(gate.margin)}"
     )
-    if enough and not promoted and before is not None:
-        reason += f"; but {_said(before, gate, better)} on the rows held out before the new data came: new labels may be wrong"
+    if before is not None and _is_worse(before, better):
+        told = f"{_said(before, gate, better)} on the rows held out before the new data came: new labels may be wrong"
+        reason += f"; {'but' if enough else 'and'} {told}"
     warnings = (FEW.format(blocks=now.blocks),) if now.blocks < FEW_BLOCKS else ()
     judged: Judged = {"outcome": "promoted" if promoted else "kept", "reason": reason, "warnings": warnings}
     return judged | {"comparison": _value(now, gate), "earlier": None if before is None else _value(before, gate)}

@@ -67,7 +67,7 @@ class Scheduler:
 
         while True:
             try:
-                with held(self.store.place("schedules", LOCK), waiting) as lease:
+                with held(self.store.place("schedules", LOCK), waiting, certain=once) as lease:
                     self._observer.tell(f"scheduler of {self.store.url}")
                     self._act(lease, once)
                     return

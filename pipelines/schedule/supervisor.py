@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import datetime, timedelta
+from zoneinfo import ZoneInfo
 
 from components.errors import UserError
 from components.lease import Lease
@@ -113,7 +114,9 @@ class Supervisor:
         if missed:
             busy = self.state.run is not None and self.config.overlap == "skip"
             caught_up = (not late or trigger.missed == "once") and not busy
-            told = f"{_several(missed)} passed unseen; " + (f"caught up by the run due {_time(last)}" if caught_up else "left out")
+            told = f"{self._several(missed)} passed unseen; " + (
+                f"caught up by the run due {self._time(last)}" if caught_up else "left out"
+            )
             events.append(("missed", told, None))
         waiting = self.state.waiting
         if not late or trigger.missed == "once":
@@ -125,14 +128,16 @@ class Supervisor:
         """What a due time does beside a run that is on, or another that waits."""
         run, before = self.state.run, self.state.waiting
         if run is not None and self.config.overlap == "skip":
-            return before, [("overlapped", f"due {_time(due)}, while run {run.id} was on; left out (overlap: skip)", run.id)]
+            return before, [("overlapped", f"due {self._time(due)}, while run {run.id} was on; left out (overlap: skip)", run.id)]
         events: list[Told] = []
         if before is not None:
-            events.append(("overlapped", f"due {_time(before.due)}, {before.why or 'waiting'} when {_time(due)} came; left out", None))
+            events.append(
+                ("overlapped", f"due {self._time(before.due)}, {before.why or 'waiting'} when {self._time(due)} came; left out", None)
+            )
         if run is None:
             return Waiting(due=due), events
         why = f"waiting for run {run.id}"
-        return Waiting(due=due, why=why), [*events, ("waits", f"due {_time(due)}, {why} (overlap: after)", run.id)]
+        return Waiting(due=due, why=why), [*events, ("waits", f"due {self._time(due)}, {why} (overlap: after)", run.id)]
 
     def _consider(self, now: datetime) -> None:
         trigger, waiting = self.config.trigger, self.state.waiting
@@ -144,7 +149,7 @@ class Supervisor:
             if trigger.new_data:
                 self._consider_data(now, waiting)
             else:
-                self._begin(id_of_due(waiting.due), f"due {_time(waiting.due)}", None, now)
+                self._begin(id_of_due(waiting.due), f"due {self._time(waiting.due)}", None, now)
 
     def _consider_data(self, now: datetime, waiting: Waiting | None = None) -> None:
         """Looks at the source: for a due time, or because it is time to look."""
@@ -158,15 +163,17 @@ class Supervisor:
         if taken is not None and taken.data == listing.fingerprint:
             self._told = ""
             if waiting is not None:
-                told = f"due {_time(waiting.due)}: the source is as run {taken.run} took it"
+                told = f"due {self._time(waiting.due)}: the source is as run {taken.run} took it"
                 self._commit(now, [("nothing new", told, None)], waiting=None)
             return
         settle = timedelta(seconds=trigger.settle_seconds)
         if listing.changed <= now < listing.changed + settle:  # a date in the future settles at once: its end might never come
-            self._postpone(now, waiting, listing.changed + settle, "unsettled", f"the source changed at {_time(listing.changed)}; waiting")
+            self._postpone(
+                now, waiting, listing.changed + settle, "unsettled", f"the source changed at {self._time(listing.changed)}; waiting"
+            )
             return
         if waiting is not None:
-            self._begin(id_of_due(waiting.due), f"new data, due {_time(waiting.due)}", listing.fingerprint, now)
+            self._begin(id_of_due(waiting.due), f"new data, due {self._time(waiting.due)}", listing.fingerprint, now)
         else:
             self._begin(id_of_data(listing.fingerprint, taken), "new data", listing.fingerprint, now)
 
@@ -249,7 +256,7 @@ class Supervisor:
             self._conclude(run, now, "failed", f"{error}{tried}")
             return
         retry = now + timedelta(seconds=run.config.backoff_seconds * 2 ** (run.attempts - 1))
-        told = f"attempt {run.attempts} of {run.config.retries + 1}: {error}; again at {_time(retry)}"
+        told = f"attempt {run.attempts} of {run.config.retries + 1}: {error}; again at {self._time(retry)}"
         self._commit(now, [("attempt failed", told, run.id)], run=run.model_copy(update={"retry": retry}))
 
     def _conclude(self, run: Run, now: datetime, status: str, why: str) -> None:
@@ -270,10 +277,11 @@ class Supervisor:
         for event in told:
             self._observer.on_event(self.schedule.name, event)
 
+    def _time(self, when: datetime) -> str:
+        """As the schedule's own people say it."""
+        return f"{when.astimezone(ZoneInfo(self.config.trigger.time_zone)):%Y-%m-%d %H:%M:%S %Z}"
 
-def _time(when: datetime) -> str:
-    return f"{when:%Y-%m-%d %H:%M:%S} UTC"
-
-
-def _several(times: list[datetime]) -> str:
-    return f"due {_time(times[0])}" if len(times) == 1 else f"{len(times)} due times from {_time(times[0])} to {_time(times[-1])}"
+    def _several(self, times: list[datetime]) -> str:
+        if len(times) == 1:
+            return f"due {self._time(times[0])}"
+        return f"{len(times)} due times from {self._time(times[0])} to {self._time(times[-1])}"

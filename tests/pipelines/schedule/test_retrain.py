@@ -101,7 +101,9 @@ def test_nothing_new_is_told_without_training_or_registry(pictures: Path, store:
     assert decision.reason in page(store, "still")
 
 
-@pytest.mark.parametrize(("labels", "says"), [("shuffled", "not all of it above the margin"), ("swapped", "but worse by")])
+@pytest.mark.parametrize(
+    ("labels", "says"), [("shuffled", "above the margin of 0; and worse by"), ("swapped", "above the margin of 0; but worse by")]
+)
 def test_wrong_labels_train_a_worse_model_which_is_kept_out(labels: Any, says: str, tmp_path: Path) -> None:
     """Labels that are all wrong in the same way look right on new held-out rows, which are wrong alike; those of before tell."""
     store, pictures = new_store(tmp_path / "store"), tmp_path / "pictures"
@@ -339,3 +341,16 @@ def test_the_page_shows_who_is_champion_now_when_it_may_ask(pictures: Path, stor
     assert storage.exists(text.partition('<td><a href="')[2].partition('"')[0])
     with pytest.raises(UserError, match="did you mean 'asked'"):
         write_schedule_page(store, "askd")
+
+
+def test_the_page_dates_runs_by_the_schedulers_clock_in_its_time_zone(pictures: Path, store: Store) -> None:
+    config = schedule(pictures, "dated", steps=1, trigger={"cron": "30 2 * * *", "time_zone": "Europe/Berlin"})
+    known = Schedule(store, "dated")
+    known.add(config, datetime(2025, 1, 1, tzinfo=UTC))
+    for run_id, day in (("later", 27), ("sooner", 26)):  # decided in this order
+        began = datetime(2025, 10, day, 1 if day == 27 else 0, 30, tzinfo=UTC)
+        known.write_run(Run(id=run_id, cause="by hand", config=config, started=began, attempted=began))
+        record_failure(config, run_id, store, "out of memory")
+    shown = page(store, "dated")
+    assert "the last at 2025-10-27 02:30:00 CET." in shown
+    assert shown.index("2025-10-27 02:30:00 CET<") < shown.index("2025-10-26 02:30:00 CEST<")

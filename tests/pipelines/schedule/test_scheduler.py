@@ -106,6 +106,12 @@ def test_cron_says_when_to_look_and_new_data_whether_to_run(world: World) -> Non
     assert quiet[0].text == "due 2026-03-02 12:00:00 UTC: the source is as run 20260301T120000Z took it"
 
 
+def test_due_times_are_told_in_the_schedules_time_zone(world: World) -> None:
+    schedule = world.add(trigger={"cron": "30 2 * * *", "time_zone": "Europe/Berlin"})
+    world.serve(utc("2026-03-01 12:00"))
+    assert schedule.runs()[0].cause == "due 2026-03-01 02:30:00 CET"
+
+
 def test_new_data_alone_is_polled_for_and_settles_first(world: World) -> None:
     schedule = world.add(trigger={"new_data": True, "poll_seconds": 600, "settle_seconds": 1800})
     world.clock.at = [
