@@ -22,6 +22,7 @@ from pathlib import Path
 from benchmarks.chaos.checks import LEAVING_SECONDS, left_behind, result
 from benchmarks.chaos.events import KINDS, plan
 from benchmarks.chaos.processes import processes_of
+from benchmarks.chaos.scheduling import ScheduleLane
 from benchmarks.chaos.storm import Lane, Log, Record
 from benchmarks.chaos.works import REFERENCE, SOURCE, Client, Work, works
 from benchmarks.chaos.world import World
@@ -55,11 +56,13 @@ def storm(world: World, planned: dict[str, list[str]], seed: int, log: Log) -> l
     others = [kind for kind in make if kind != "tokens" and planned[kind]]
     with ThreadPoolExecutor(len(make)) as pool:
         references |= dict(zip(others, pool.map(lambda kind: calm(world, make[kind](REFERENCE), log), others), strict=True))
-    lanes = []
+    lanes: list[Lane | ScheduleLane] = []
     for kinds in LANES:
         share = {kind: planned[kind] for kind in kinds if planned[kind]}
         if share:
             lanes.append(Lane(world, make, share, references, random.Random(f"{seed} {kinds}"), log))
+    if planned["schedule"]:
+        lanes.append(ScheduleLane(world, planned["schedule"], random.Random(f"{seed} schedule"), log))
     for lane in lanes:
         lane.start()
     for lane in lanes:

@@ -12,8 +12,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
-from benchmarks.chaos.works import Client
+from benchmarks.chaos.processes import Seen
+from benchmarks.chaos.works import Work
 from benchmarks.chaos.world import World
 from tests.faulty_s3 import Faults
 
@@ -23,12 +25,23 @@ AWAY_SECONDS = (2.0, 6.0)
 UNTIL_FELT_SECONDS = 90.0  # for a fault that waits for somebody to read
 
 
+class Struck(Protocol):
+    """A work that is on, as far as events look at it."""
+
+    @property
+    def work(self) -> Work: ...
+    def is_running(self) -> bool: ...
+    def driver(self) -> Seen | None: ...
+    def supervisor(self) -> Seen | None: ...
+    def workers(self) -> list[Seen]: ...
+
+
 @dataclass(frozen=True)
 class Scene:
     """Where an event happens: the work under way and the draws of its lane."""
 
     world: World
-    client: Client
+    client: Struck
     draw: random.Random
 
     def is_on(self) -> bool:

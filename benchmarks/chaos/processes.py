@@ -76,3 +76,16 @@ def _open_files(place: Path) -> list[str]:
         with suppress(OSError):
             found.append(os.readlink(link))
     return found
+
+
+def commands(text: str) -> list[Seen]:
+    """All living commands of Raymill's, in a cluster or not, that name `text`."""
+    found = []
+    for place in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError, ValueError):
+            words = tuple((place / "cmdline").read_bytes().decode(errors="replace").rstrip("\0").split("\0"))
+            state, parent = (place / "stat").read_text(errors="replace").rpartition(")")[2].split()[:2]
+            seen = Seen(int(place.name), int(parent), " ".join(words), words, None, "")
+            if state not in "ZX" and text in words and seen.is_command:
+                found.append(seen)
+    return found

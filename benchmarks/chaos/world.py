@@ -87,15 +87,17 @@ class World:
             server.start()
             stack.callback(server.stop)
             server.make_bucket(BUCKET)
-            proxy = stack.enter_context(WatchedS3(server.environment["AWS_ENDPOINT_URL_S3"], seed))
+            proxy = WatchedS3(server.environment["AWS_ENDPOINT_URL_S3"], seed)
+            stack.enter_context(proxy)
             disk = stack.enter_context(_small_disk(scratch / "cache"))
             os.environ.update(server.environment)  # this process looks at the server itself, without faults
             name = f"chaos-{os.getpid()}"
             raylets = stack.enter_context(Raylets.start(name, NODES, 1, _environment(server, proxy, disk)))
             os.environ.update(raylets.environment)
             world = cls(scratch, server, proxy, disk, raylets)
-            stack.callback(lambda: [thread.join() for thread in world.joining])
             yield world
+            for thread in world.joining:
+                thread.join()
 
     def url(self, *parts: str) -> str:
         return "/".join([f"s3://{BUCKET}", *parts])
