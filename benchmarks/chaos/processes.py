@@ -12,7 +12,7 @@ from clusters.raylets import MARK
 
 SERVICES = (  # Ray's own, its pool of workers without work, and what it keeps for the whole cluster
     *("ray::IDLE", "ray::DashboardAgent", "ray::RuntimeEnvAgent"),
-    *("ray::_AutoscalingCoordinatorActor", "ray::_StatsActor", "ray::datasets_stats_actor", "ray::MetricsHub"),
+    *("ray::_AutoscalingCoordinatorActor", "ray::_StatsActor", "ray::HubActor"),
 )
 LOG = re.compile(r"/(\d+)/session_[^/]*/logs/worker-[0-9a-f]+-([0-9a-f]+)-\d+\.(?:out|err)")
 
