@@ -180,11 +180,11 @@ KILLS = ("worker", "raylet", "driver", "supervisor", "disk", "cut")  # after the
 
 # kind of work -> how many events of each kind of a hundred
 SHARES = {
-    "tokens": {"worker": 9, "raylet": 4, "driver": 5, "supervisor": 4, "stop": 4, "restart": 3, "refuse": 3, "disk": 3, "cut": 4},
+    "tokens": {"worker": 8, "raylet": 3, "driver": 4, "supervisor": 3, "stop": 3, "restart": 3, "refuse": 3, "disk": 3, "cut": 4},
     "prepare": {"worker": 3, "raylet": 2, "driver": 2, "supervisor": 2, "stop": 2, "restart": 2, "refuse": 2, "cut": 2},
-    "sample": {"driver": 3, "supervisor": 2, "stop": 2, "restart": 1, "refuse": 2, "cut": 1},
-    "sweep": {"worker": 4, "raylet": 2, "driver": 3, "supervisor": 2, "stop": 2, "restart": 1, "refuse": 2, "disk": 1, "cut": 1},
-    "schedule": {"scheduler": 7, "run": 4, "stop": 1, "restart": 1, "refuse": 1},
+    "sample": {"driver": 4, "supervisor": 2, "stop": 2, "restart": 1, "refuse": 2, "cut": 1},
+    "sweep": {"worker": 5, "raylet": 2, "driver": 3, "supervisor": 2, "stop": 2, "restart": 2, "refuse": 2, "disk": 2, "cut": 2},
+    "schedule": {"scheduler": 7, "run": 4, "stop": 1, "restart": 2, "refuse": 1},
 }
 
 

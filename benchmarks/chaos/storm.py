@@ -17,8 +17,8 @@ from benchmarks.chaos.works import Client, Work
 from benchmarks.chaos.world import World
 
 GAP_SECONDS = (0.5, 6.0)  # between what follows the last event and the next
-PROGRESS_SECONDS = 420.0  # without any, the work hangs
-ROUND_SECONDS = 1500.0
+PROGRESS_SECONDS = 600.0  # without any, the work hangs
+ROUND_SECONDS = 2400.0
 UNHURT_SECONDS = 15.0  # for which a kind of event waits for something to hurt, before another has its turn
 STAGES = {
     "images": "preprocessing",

@@ -14,7 +14,7 @@ from benchmarks.chaos.processes import Seen
 from benchmarks.chaos.world import World, patiently
 from components import storage
 from components.data.verify import verify_dataset
-from pipelines.store import COMMIT, Store
+from pipelines.store import COMMIT, Store, describe
 
 RETRIES = 60
 EVERY = 10  # steps between checkpoints
@@ -104,7 +104,7 @@ def of_data(url: str) -> dict[str, str]:
 
 
 def of_samples(url: str) -> dict[str, str]:
-    return {file: storage.sha256_file(storage.join(url, "out", file)) for file in storage.list_files(storage.join(url, "out"))}
+    return {file: describe(storage.join(url, "out", file)).sha256 for file in storage.list_files(storage.join(url, "out"))}
 
 
 class Client:
