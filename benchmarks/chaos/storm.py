@@ -17,6 +17,7 @@ from benchmarks.chaos.works import Client, Work
 from benchmarks.chaos.world import World
 
 GAP_SECONDS = (0.5, 6.0)  # between what follows the last event and the next
+FIRST_SECONDS = (5.0, 20.0)  # from the start of a work to its first event
 PROGRESS_SECONDS = 600.0  # without any, the work hangs
 ROUND_SECONDS = 2400.0
 UNHURT_SECONDS = 15.0  # for which a kind of event waits for something to hurt, before another has its turn
@@ -109,7 +110,7 @@ class Lane(threading.Thread):
         before: dict[str, str] = {}
         records: list[Record] = []
         problems: list[str] = []
-        ready_at, waited_since = 0.0, time.monotonic()
+        ready_at, waited_since = time.monotonic() + self._draw.uniform(*FIRST_SECONDS), time.monotonic()
         while client.is_running() and not problems:
             time.sleep(0.2)
             if time.monotonic() - client.began > ROUND_SECONDS:
