@@ -89,3 +89,18 @@ def commands(text: str) -> list[Seen]:
             if state not in "ZX" and text in words and seen.is_command:
                 found.append(seen)
     return found
+
+
+def descendants(pid: int) -> dict[int, str]:
+    """Command lines of all processes below `pid`, Ray's own daemons' children included."""
+    parents: dict[int, int] = {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            parents[int(folder.name)] = int((folder / "stat").read_text().rsplit(") ", 1)[1].split()[1])
+    below, found = {pid}, {}
+    while grown := {child for child, parent in parents.items() if parent in below} - below:
+        below |= grown
+    for child in below - {pid}:
+        with suppress(OSError):
+            found[child] = (Path("/proc") / str(child) / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+    return found

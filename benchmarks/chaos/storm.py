@@ -151,10 +151,10 @@ class Lane(threading.Thread):
 
     def _await_progress(self, client: Client, record: Record, began: float) -> None:
         """Until the work has written something that it only writes when it has gone on, or has ended."""
-        signs = client.work.signs if record.kind in KILLS else ("",)
+        work, killed = client.work, record.kind in KILLS
         while client.is_running():
-            written = [each for each in self._world.proxy.since(began, client.work.prefix) if each.method == "PUT"]
-            first = next((each.at for each in written if each.key.endswith(signs)), None)
+            requests = self._world.proxy.since(began, work.prefix)
+            first = next((each.at for each in requests if (work.goes_on(each) if killed else each.method == "PUT")), None)
             if first is not None:
                 record.recovery_seconds = round(first - began, 1)
                 return

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.chaos.processes import Seen
-from benchmarks.chaos.world import World, patiently
+from benchmarks.chaos.world import Request, World, patiently
 from components import storage
 from components.data.verify import verify_dataset
 from pipelines.store import COMMIT, Store, describe
@@ -58,6 +58,12 @@ class Work:
     @property
     def prefix(self) -> str:
         return f"{self.kind}/{self.name}/"
+
+    def goes_on(self, request: Request) -> bool:
+        """Whether this write shows that the work goes on after something of it was killed."""
+        if request.key.endswith("/run.json") and "/runs/" in request.key and b'"seconds"' in request.body:
+            return False  # the end of a training, by a process that the kill did not reach
+        return request.method == "PUT" and request.key.endswith(self.signs)
 
 
 def works(world: World, reference: str) -> dict[str, Callable[[str], Work]]:
