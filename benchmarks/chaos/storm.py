@@ -14,7 +14,8 @@ from pathlib import Path
 from benchmarks.chaos.checks import changed, left_behind, restart_after, result
 from benchmarks.chaos.events import KILLS, KINDS, Scene
 from benchmarks.chaos.works import Client, Work
-from benchmarks.chaos.world import World
+from benchmarks.chaos.world import Request, World
+from pipelines.store import COMMIT
 
 GAP_SECONDS = (0.5, 6.0)  # between what follows the last event and the next
 FIRST_SECONDS = (5.0, 20.0)  # from the start of a work to its first event
@@ -151,10 +152,10 @@ class Lane(threading.Thread):
 
     def _await_progress(self, client: Client, record: Record, began: float) -> None:
         """Until the work has written something that it only writes when it has gone on, or has ended."""
-        work, killed = client.work, record.kind in KILLS
+        work = client.work
         while client.is_running():
             requests = self._world.proxy.since(began, work.prefix)
-            first = next((each.at for each in requests if (work.goes_on(each) if killed else each.method == "PUT")), None)
+            first = next((each.at for each in requests if _shows_progress(each, work, record)), None)
             if first is not None:
                 record.recovery_seconds = round(first - began, 1)
                 return
@@ -193,3 +194,11 @@ class Lane(threading.Thread):
         seconds = time.monotonic() - client.began
         told = f"{len(records)} events, {attempts} attempts, {seconds:.0f} s"
         self._log.say(f"    {client.work.kind} {client.work.name} ended: {told}" + "".join(f"; LOSS: {loss}" for loss in found))
+
+
+def _shows_progress(request: Request, work: Work, record: Record) -> bool:
+    """Whether this request tells that the work went on after the event, and is not of a process that the event did not reach."""
+    if record.kind not in KILLS:
+        return request.method == "PUT"
+    by_driver = request.key.endswith(f"/{COMMIT}") and record.phase in ("training", "sweeping")
+    return work.goes_on(request) and not (by_driver and record.kind not in ("driver", "supervisor"))

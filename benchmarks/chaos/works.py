@@ -61,7 +61,7 @@ class Work:
 
     def goes_on(self, request: Request) -> bool:
         """Whether this write shows that the work goes on after something of it was killed."""
-        if request.key.endswith("/run.json") and "/runs/" in request.key and b'"seconds"' in request.body:
+        if request.key.endswith("/run.json") and b'"seconds"' in request.body:
             return False  # the end of a training, by a process that the kill did not reach
         return request.method == "PUT" and request.key.endswith(self.signs)
 
@@ -87,7 +87,7 @@ def works(world: World, reference: str) -> dict[str, Callable[[str], Work]]:
     def sweep(name: str) -> Work:
         images = patiently(lambda: Store(reference).resolve("images").url)
         words = ("sweep", "classifier", images, "--preset", "quick", *SWEEP, "--store", world.url("sweep", name), "--workers", "1")
-        return Work("sweep", name, words, of_store, COMMIT, ("ray::TrialProcess",), ("/run.json", f"/{COMMIT}"))
+        return Work("sweep", name, words, of_store, COMMIT, ("ray::TrialProcess",), ("/run.json",))
 
     return {"tokens": tokens, "prepare": prepare, "sample": sample, "sweep": sweep}
 
