@@ -178,7 +178,7 @@ class Raylets:
         """`raymill` and `python` of a job are those of this process; the mark is how its processes are found again."""
         ours = {name: value for name, value in {**os.environ, **self._inherited}.items() if name not in FOREIGN}
         path = os.pathsep.join([str(Path(sys.executable).parent), ours.get("PATH", os.defpath)])
-        return {**ours, **self.environment, "PATH": path, MARK: mark.partition("=")[2]}
+        return {**ours, **self.environment, "RAY_ADDRESS": self.address, "PATH": path, MARK: mark.partition("=")[2]}
 
     def _await_jobs(self) -> None:
         """Until the API server answers, and knows the node where it starts jobs."""

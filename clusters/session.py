@@ -17,6 +17,7 @@ CONNECT_SECONDS = 5.0
 
 # What Ray reads in each process it starts. Workers stay in the driver's folder, prints come once, news of dead nodes do not
 # come on stdout, the controller looks five times a second; Tune prints no tables, writes no logs of its own, and leaves Ctrl-C alone.
+# The CPUs that a killed driver claimed for Ray Data are free for the next after half a minute instead of three.
 ENVIRONMENT = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
@@ -24,6 +25,7 @@ ENVIRONMENT = {
     "RAY_DEDUP_LOGS_SKIP_REGEX": ".",
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
+    "RAY_DATA_AUTOSCALING_REQUEST_EXPIRE_TIME_S": "30",
     "RAY_AIR_NEW_OUTPUT": "0",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "TUNE_DISABLE_SIGINT_HANDLER": "1",

@@ -42,7 +42,7 @@ def request(method: str, patience: float | None = None, **arguments: Any) -> dic
         client, seconds = _client(), _request_seconds()
         return sync(client.loop, _answer, client, method, arguments, timeout=seconds)
 
-    return _patiently(once, _seconds("RAYMILL_STORAGE_PATIENCE", PATIENCE_SECONDS) if patience is None else patience)
+    return _patiently(once, patience_seconds() if patience is None else patience)
 
 
 async def _answer(client: S3FileSystem, method: str, arguments: dict[str, Any]) -> dict[str, Any]:
@@ -124,6 +124,11 @@ def _patiently(call: Callable[[], T], patience: float) -> T:
                 raise
         time.sleep(pause * random.uniform(0.5, 1.0))
         pause = min(2 * pause, 4.0)
+
+
+def patience_seconds() -> float:
+    """For how long a failure that may pass is waited out."""
+    return _seconds("RAYMILL_STORAGE_PATIENCE", PATIENCE_SECONDS)
 
 
 def _request_seconds() -> float:

@@ -55,6 +55,12 @@ class S3Server:
             )
         self._await()
 
+    @property
+    def pid(self) -> int:
+        """Of the server, which is one process. Only while it runs."""
+        assert self._process is not None, "the S3 server has not been started"
+        return self._process.pid
+
     def stop(self) -> None:
         if self._process is not None:
             self._process.kill()

@@ -2,10 +2,12 @@
 
 A file is named by its SHA-256 and appears only when its bytes have that checksum. `RAYMILL_CACHE` is the folder (default
 `~/.cache/raymill`), `RAYMILL_CACHE_GB` the bound (default 20). A file that is removed while it is mapped stays readable to who mapped it.
+Where others fill the disk, the cache gives back what it holds and waits for room as long as for a server (`RAYMILL_STORAGE_PATIENCE`).
 """
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import os
@@ -16,11 +18,14 @@ from pathlib import Path
 from typing import BinaryIO, TypeVar
 
 from components.errors import UserError
+from components.s3_client import patience_seconds
 from components.storage import COPY_BYTES
 
 T = TypeVar("T")
 OpenRemote = Callable[[], tuple[BinaryIO, int]]  # a file and its length in bytes
 DEFAULT_GIGABYTES = 20.0
+FULL = (errno.ENOSPC, errno.EDQUOT)
+FULL_PAUSE_SECONDS = 0.5
 
 
 class ContentCache:
@@ -42,9 +47,7 @@ class ContentCache:
             place = self.folder / sha256
             with self._lock(f"file-{sha256[:2]}"):  # one process fetches, the others wait for its result
                 if not self._touch(place, size):
-                    source, length = open_remote()
-                    with source:
-                        self._fetch(source, length, sha256, name)
+                    self._fetch_when_there_is_room(open_remote, sha256, name)
                 return use(place)
 
     def _touch(self, place: Path, size: int | None) -> bool:
@@ -93,6 +96,22 @@ class ContentCache:
                 status = place.stat()
                 if place.is_file():
                     yield status.st_mtime_ns, status.st_size, place
+
+    def _fetch_when_there_is_room(self, open_remote: OpenRemote, sha256: str, name: str) -> None:
+        """Fetches a file; while the disk is full, whoever filled it, other files of the cache go and it is tried again."""
+        deadline = time.monotonic() + patience_seconds()
+        while True:
+            try:
+                source, length = open_remote()
+                with source:
+                    self._fetch(source, length, sha256, name)
+                return
+            except OSError as error:
+                if error.errno not in FULL or time.monotonic() > deadline:
+                    raise
+            with self._lock("room"):
+                self._evict(0, keep=self.folder / f"{sha256}.part")
+            time.sleep(FULL_PAUSE_SECONDS)
 
     def _fetch(self, source: BinaryIO, size: int, sha256: str, name: str) -> None:
         if size > self.limit_bytes:

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import yaml
 
-from benchmarks.kill import descendants
+from benchmarks.chaos.processes import descendants
 from clusters.scrape import DASHBOARD, RULES, scrape_config
 from clusters.session import ray_cluster
 from tests.prometheus import Prometheus, free_port, needs_prometheus, prometheus

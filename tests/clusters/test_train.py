@@ -15,7 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from benchmarks.kill import descendants
+from benchmarks.chaos.processes import descendants
 from clusters.session import ray_cluster, require_answer, require_resources
 from components.errors import UserError
 from components.training.communication import Communication

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks.kill import descendants
+from benchmarks.chaos.processes import descendants
 from clusters.session import ray_cluster
 from components.errors import UserError
 from components.sweep.trial import Outcome, Trial

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import io
 import multiprocessing as mp
@@ -116,6 +117,42 @@ def test_a_cache_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match=rf"the cache folder {tmp_path}/file/cache cannot be used"):
         ContentCache(tmp_path / "file" / "cache").use("0" * 64, "x", lambda: (io.BytesIO(b"1"), 1), Path.read_bytes)
+
+
+class FullDisk(io.BytesIO):
+    """A source during whose reading the disk is full, as a write to it would tell, for as long as `folder` holds anything else."""
+
+    def __init__(self, content: bytes, folder: Path) -> None:
+        super().__init__(content)
+        self._folder = folder
+
+    def read(self, size: int | None = -1) -> bytes:
+        if any(file.is_file() and file.suffix != ".part" for file in self._folder.iterdir()):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return super().read(size)
+
+
+def test_a_full_disk_takes_what_the_cache_can_spare_and_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache = ContentCache(tmp_path)
+    old, new = b"o" * 1000, b"n" * 1000
+    old_sum, new_sum = (hashlib.sha256(content).hexdigest() for content in (old, new))
+    assert cache.use(old_sum, "old", lambda: (io.BytesIO(old), 1000), Path.read_bytes) == old
+    assert cache.use(new_sum, "new", lambda: (FullDisk(new, tmp_path), 1000), Path.read_bytes) == new  # the old one made room
+    assert not (tmp_path / old_sum).exists()
+
+    full = tmp_path / "elsewhere"
+    full.mkdir()
+    foreign = full / "another's"
+    foreign.touch()
+    release = threading.Timer(1.0, foreign.unlink)
+    release.start()
+    assert cache.use(old_sum, "old", lambda: (FullDisk(old, full), 1000), Path.read_bytes) == old
+    release.join()
+
+    foreign.touch()
+    monkeypatch.setenv("RAYMILL_STORAGE_PATIENCE", "0.1")
+    with pytest.raises(UserError, match=rf"the cache folder {tmp_path} cannot be used: No space left on device"):
+        cache.use("0" * 64, "x", lambda: (FullDisk(b"x", full), 1), Path.read_bytes)
 
 
 def _use_many(folder: str, seed: int, failures: mp.SimpleQueue) -> None:
