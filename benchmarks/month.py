@@ -30,7 +30,7 @@ from zoneinfo import ZoneInfo
 import numpy as np
 from tabulate import tabulate
 
-from benchmarks.kill import descendants
+from benchmarks.chaos.processes import descendants
 from benchmarks.simulated import LIMIT, NOW, STORE, Cost, read_costs, write_time
 from components import storage
 from components.data.dataset import Dataset
