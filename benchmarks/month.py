@@ -87,8 +87,8 @@ class Night:
 class World:
     """The source, the store and the schedulers of one simulated month, all below `folder`; `close` leaves no process behind."""
 
-    def __init__(self, folder: Path, days: int, seed: int = 0, happenings: Mapping[int, str] | None = None) -> None:
-        self.folder, self.days, self.happenings = folder, days, MONTH if happenings is None else happenings
+    def __init__(self, folder: Path, seed: int = 0, happenings: Mapping[int, str] = MONTH) -> None:
+        self.folder, self.happenings = folder, happenings
         self.source, self.store = folder / "source", Store(str(folder / STORE))
         self.schedule = Schedule(self.store, NAME)
         self.nights: list[Night] = []
@@ -317,7 +317,7 @@ def main() -> int:
     folder = Path(options.keep or tempfile.mkdtemp(prefix="raymill-month-"))
     folder.mkdir(exist_ok=True)
     started = time.perf_counter()
-    world = World(folder, options.days, options.seed)
+    world = World(folder, options.seed)
     try:
         world.begin()
         for number in range(1, options.days + 1):

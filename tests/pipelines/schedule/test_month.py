@@ -17,7 +17,7 @@ DAYS = {2: SCHEDULER_KILLED, 3: NOTHING, 4: SHUFFLED, 5: CORRECTED}
 
 @pytest.mark.parametrize(("days", "happenings"), [(5, DAYS), pytest.param(30, MONTH, marks=[pytest.mark.slow, pytest.mark.timeout(1800)])])
 def test_days_of_retraining(days: int, happenings: Mapping[int, str], tmp_path: Path) -> None:
-    world = World(tmp_path, days, happenings=happenings)
+    world = World(tmp_path, happenings=happenings)
     try:
         world.begin()
         for number in range(1, days + 1):
