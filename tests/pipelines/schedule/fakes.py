@@ -56,7 +56,8 @@ def install(folder: Path) -> dict[str, str]:
     folder.mkdir()
     (folder / "sitecustomize.py").write_text("from tests.pipelines.schedule.fakes import stand_in\n\nstand_in()\n")
     root = Path(__file__).parents[3]
-    return {**os.environ, "PYTHONPATH": os.pathsep.join([str(folder), str(root)]), FOLDER: str(folder)}
+    path = os.pathsep.join([str(folder), str(root)])
+    return {**os.environ, "PYTHONPATH": path, FOLDER: str(folder), "RAYMILL_METRICS_PORT": "0"}  # several processes share no port
 
 
 def log(folder: Path) -> list[list[str]]:
