@@ -12,7 +12,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -39,9 +39,9 @@ ANSWER_SECONDS, FAREWELL_SECONDS = 30.0, 3.0
 Send = Callable[[str], None]  # takes a state as JSON
 
 
-def endpoint() -> tuple[str, int]:
+def endpoint(environment: Mapping[str, str] = os.environ) -> tuple[str, int]:
     """Host and port from the environment, or the defaults. Raises UserError for a port that is none."""
-    host, port = os.environ.get(HOST) or LOOPBACK, os.environ.get(PORT) or str(METRICS_PORT)
+    host, port = environment.get(HOST) or LOOPBACK, environment.get(PORT) or str(METRICS_PORT)
     if not port.isdecimal() or int(port) > 65535:
         raise UserError(f"{PORT}={port!r} is no port; give a number up to 65535, or 0 for no metrics")
     return host, int(port)
@@ -153,7 +153,7 @@ class HubActor:
 
     def __init__(self, environment: dict[str, str]) -> None:
         """`environment` is what the first driver says of the endpoint; what it leaves open the head node's own says."""
-        os.environ |= environment
+        self._environment = {**os.environ, **environment}
         self._hub = MetricsHub()
         self._server = ExitStack()
         self._url: str | None = None
@@ -170,5 +170,5 @@ class HubActor:
         self._server.close()
 
     def url(self) -> str:
-        self._url = self._url or self._server.enter_context(serve_metrics(self._hub, *endpoint()))
+        self._url = self._url or self._server.enter_context(serve_metrics(self._hub, *endpoint(self._environment)))
         return self._url
