@@ -34,6 +34,25 @@ class Progress(Protocol):
     def ends(self, stage: str, artifact: Artifact, made: bool) -> None: ...
 
 
+class PassedOn:
+    """A `Progress` that passes everything on to another; what looks over its shoulder adds to that."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+
+    def begins(self, stage: str) -> None:
+        self._progress.begins(stage)
+
+    def reports(self, stage: str, row: Mapping[str, Any]) -> None:
+        self._progress.reports(stage, row)
+
+    def waits(self, stage: str, owner: str) -> None:
+        self._progress.waits(stage, owner)
+
+    def ends(self, stage: str, artifact: Artifact, made: bool) -> None:
+        self._progress.ends(stage, artifact, made)
+
+
 @dataclass(frozen=True)
 class Task(Generic[C]):
     """What a stage works with, besides its inputs."""

@@ -31,7 +31,7 @@ from components.redaction import redacted
 from components.report.sweep import TRIALS
 from components.training.record import read_metrics
 from pipelines.reporting import lineage
-from pipelines.stage import Progress
+from pipelines.stage import PassedOn, Progress
 from pipelines.store import COMMIT, Artifact, Store, open_artifact
 from pipelines.tracking_server import alone, connect, database, explained, is_server, require_mlflow, tracking_url
 
@@ -157,30 +157,22 @@ class Tracking:
         return [model for url in urls if storage.exists(storage.join(url, COMMIT)) and is_model(model := open_artifact(url))]
 
 
-class Tracker:
+class Tracker(PassedOn):
     """Progress that also logs what stages made, in a thread: training waits for no server."""
 
     def __init__(self, progress: Progress, store: Store) -> None:
         """Raises UserError at once for what can be known to fail; a server that is down is not."""
         require_mlflow()
-        self._progress, self._store, self._url = progress, store, tracking_url(None, store)
+        super().__init__(progress)
+        self._store, self._url = store, tracking_url(None, store)
         self._arrived: queue.SimpleQueue[Artifact | None] = queue.SimpleQueue()
         self._waiting: list[Artifact] = []
         self._problem = ""
         self._thread = threading.Thread(target=self._work, name="tracking", daemon=True)  # a killed run is logged when it is run again
         self._thread.start()
 
-    def begins(self, stage: str) -> None:
-        self._progress.begins(stage)
-
-    def reports(self, stage: str, row: Mapping[str, Any]) -> None:
-        self._progress.reports(stage, row)
-
-    def waits(self, stage: str, owner: str) -> None:
-        self._progress.waits(stage, owner)
-
     def ends(self, stage: str, artifact: Artifact, made: bool) -> None:
-        self._progress.ends(stage, artifact, made)
+        super().ends(stage, artifact, made)
         self._arrived.put(artifact)
 
     def close(self) -> str | None:

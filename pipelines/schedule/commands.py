@@ -23,7 +23,7 @@ from pipelines.schedule.executing import Busy, close_by_hand, execute, run_by_ha
 from pipelines.schedule.job_runner import JobRunner
 from pipelines.schedule.runner import ProcessRunner, Runner, leave_with_parent
 from pipelines.schedule.scheduler import Scheduler
-from pipelines.schedule.state import Event, Observer, Outcome, Run, Schedule, names
+from pipelines.schedule.state import Event, Look, Observer, Outcome, Run, Schedule, names
 from pipelines.schedule.triggers import next_due
 from pipelines.schedule.watching import Watched, told_to_hub
 from pipelines.shell import Answer
@@ -154,18 +154,22 @@ def start(
     def remember(name: str, event: Event) -> None:
         tell(f"{event.at:%Y-%m-%d %H:%M:%S} {name}: {_told(event)}")
         if once:
-            happened[name].append(event)
+            happened.setdefault(name, []).append(event)
         if event.kind == "failed" and event.run is not None:
             _tell_the_page(place, name, event.run, event.text, tell)
 
     def make_runner() -> Runner:
         return ProcessRunner() if cluster is None else JobRunner(cluster, tell)
 
-    observer = Observer(tell, lambda name, state: None if name in happened else happened.update({name: []}), remember, watched.look)
+    def see(look: Look) -> None:
+        for name in look.schedules:
+            happened.setdefault(name, [])
+        watched.look(look)
+
     with told_to_hub(watched):
-        Scheduler(place, make_runner, observer).serve(once)
-    lines = [f"{name}: {_told(events[-1]) if events else 'nothing due'}" for name, events in happened.items()]
-    found = {name: [event.to_json() for event in events] for name, events in happened.items()}
+        Scheduler(place, make_runner, Observer(tell, remember, see)).serve(once)
+    lines = [f"{name}: {_told(events[-1]) if events else 'nothing due'}" for name, events in sorted(happened.items())]
+    found = {name: [event.to_json() for event in events] for name, events in sorted(happened.items())}
     return Answer({"schedules": found}, lines or [f"no schedules in {place.url}"])
 
 

@@ -116,7 +116,6 @@ class Scheduler:
             known = self._supervisors.get(name)
             if known is None:
                 self._supervisors[name] = Supervisor(Schedule(self.store, name), runner, lease, self._observer)
-                self._observer.on_state(name, self._supervisors[name].state)
             elif not known.reload():
                 del self._supervisors[name]
                 known.abandon(now)

@@ -213,7 +213,6 @@ class Observer:
     """Who is told what a scheduler does. Nothing depends on it."""
 
     tell: Callable[[str], None] = lambda line: None  # lines for people, of the scheduler itself
-    on_state: Callable[[str, State], None] = lambda name, state: None  # a schedule's state as it was read or written
     on_event: Callable[[str, Event], None] = lambda name, event: None
     on_look: Callable[[Look], None] = lambda look: None  # after each round over all schedules
 

@@ -273,7 +273,6 @@ class Supervisor:
     def _commit(self, now: datetime, events: Sequence[Told], **changes: object) -> None:
         told = [Event(at=now, kind=kind, text=text, run=run) for kind, text, run in events]
         self.state = self.schedule.commit(self.state.model_copy(update=changes), told, self._lease)
-        self._observer.on_state(self.schedule.name, self.state)
         for event in told:
             self._observer.on_event(self.schedule.name, event)
 

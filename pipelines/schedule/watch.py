@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 from components.data import changes
 from components.data.index import read_index
 from pipelines.schedule.decision import RunFolder
-from pipelines.stage import Progress
+from pipelines.stage import PassedOn, Progress
 from pipelines.store import Artifact
 
 
-class Watch:
-    """A `Progress` that passes everything on to another."""
+class Watch(PassedOn):
+    """Progress that also notes what a run makes."""
 
     def __init__(self, progress: Progress, folder: RunFolder) -> None:
-        self._progress, self.folder = progress, folder
+        super().__init__(progress)
+        self.folder = folder
         self._data_stage = ""
         self._before: Artifact | None = None
         self.seconds: dict[str, float] = {}
@@ -36,20 +36,11 @@ class Watch:
         yield
         self.seconds[name] = round(time.perf_counter() - started, 3)
 
-    def begins(self, stage: str) -> None:
-        self._progress.begins(stage)
-
-    def reports(self, stage: str, row: Mapping[str, Any]) -> None:
-        self._progress.reports(stage, row)
-
-    def waits(self, stage: str, owner: str) -> None:
-        self._progress.waits(stage, owner)
-
     def ends(self, stage: str, artifact: Artifact, made: bool) -> None:
         self.folder.note_artifacts([artifact.name], {artifact.name: artifact.manifest.made_at} if made else {})
         if made:
             self.seconds[stage] = artifact.manifest.seconds
-        self._progress.ends(stage, artifact, made)
+        super().ends(stage, artifact, made)
         if stage == self._data_stage and self._before is not None:
             self._compare(stage, self._before, artifact)
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.pipelines import recognition_world
+from tests.pipelines.mlflow_state import empty_database
 from tests.pipelines.world import build
 
 
@@ -40,3 +41,9 @@ def faces_world(first_faces_world: Path, tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.chdir(tmp_path / "world")
     monkeypatch.delenv("RAYMILL_STORE", raising=False)
     return tmp_path / "world"
+
+
+@pytest.fixture(scope="session")
+def database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An MLflow database with nothing in it, to copy."""
+    return empty_database(tmp_path_factory.mktemp("mlflow"))

@@ -27,15 +27,10 @@ from pipelines.registry import Promotion, Registry
 from pipelines.store import Store
 from pipelines.tracking_server import connect
 from pipelines.training import find_model
-from tests.pipelines.mlflow_state import Killed, copied_world, copy_database, empty_database, kill_after, runs_of
+from tests.pipelines.mlflow_state import Killed, copied_world, copy_database, kill_after, runs_of
 from tests.pipelines.world import require_one_line
 
 START_SECONDS = 120
-
-
-@pytest.fixture(scope="session")
-def database(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return empty_database(tmp_path_factory.mktemp("mlflow"))
 
 
 @pytest.fixture

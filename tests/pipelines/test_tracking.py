@@ -19,18 +19,13 @@ from pipelines.cli import main
 from pipelines.store import Recipe, Store
 from pipelines.tracking import Tracker, Tracking, log_lineage
 from pipelines.tracking_server import connect, tracking_url
-from tests.pipelines.mlflow_state import Killed, copied_world, copy_database, empty_database, kill_after, publish, runs_of
+from tests.pipelines.mlflow_state import Killed, copied_world, copy_database, kill_after, publish, runs_of
 from tests.pipelines.world import LOCAL, TINY, TRAIN, png, require_one_line
 from tests.small_data import shipped_images
 
 ROOT = Path(__file__).parents[2]
 SWEEP = ("sweep", "classifier", "{data}", *TINY["classifier"], "train.steps=3", "train.batch_size=16", *LOCAL, "--trials", "2")
 RATE = ("--vary", "train.optimizer.lr=log: [1e-4, 1e-1]")
-
-
-@pytest.fixture(scope="session")
-def database(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return empty_database(tmp_path_factory.mktemp("mlflow"))
 
 
 @pytest.fixture
