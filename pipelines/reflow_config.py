@@ -8,8 +8,9 @@ from pydantic import Field, model_validator
 
 from components.config import Config
 from components.evaluation.few_steps import FewStepsConfig
-from components.families.rectified_flow import RectifiedFlow
+from components.families.denoising_sampler import DenoisingSampler
 from components.training.config import TrainConfig
+from components.training.randomness import LANE
 from pipelines.settings import Training
 from pipelines.tokens_config import PicturesConfig
 
@@ -19,8 +20,14 @@ class PairsConfig(Config):
 
     count: int = Field(20_000, gt=0, description="pairs of noise and the picture it becomes")
     seed: int = Field(1, ge=0, description="other than that of the scored samples, so that those begin with noise never trained on")
-    sampler: RectifiedFlow.Sampler = RectifiedFlow.Sampler()
-    rows_per_shard: int = Field(2048, gt=0, description="pairs that one worker simulates at a time")
+    sampler: DenoisingSampler = DenoisingSampler(sampler="rk4", steps=10)
+    rows_per_shard: int = Field(1024, gt=0, multiple_of=LANE, description="pairs that one worker simulates at a time")
+
+    @model_validator(mode="after")
+    def _every_class_is_simulated(self) -> Self:
+        if self.sampler.label is not None:
+            raise ValueError(f"sampler.label={self.sampler.label}: the flow is trained again on every class; leave it out")
+        return self
 
 
 class AgainConfig(Config):

@@ -116,7 +116,7 @@ def _paths(model: RectifiedFlow, config: FewStepsConfig) -> Paths:
     bent, far = [], []
     for start in range(0, config.paths, BATCH):
         rows = slice(start, start + BATCH)
-        denoiser = model.denoiser(None if labels is None else labels[rows])
+        denoiser = model.denoiser(None if labels is None else labels[rows], clip=False)
         bent.append(straightness(denoiser, noise[rows], times))
         far.append(transport_cost(ode(denoiser, noise[rows], times, method="euler"), noise[rows]))
     return Paths(torch.cat(bent).mean().item(), torch.cat(far).mean().item())
