@@ -52,17 +52,21 @@ def pairs(flow: Artifact, task: Task[PairsConfig]) -> None:
     """Noises, and the pictures that the flow makes of them by many steps: what it is trained on again."""
     from clusters.generate import generate
 
-    config = task.config
+    config, report = task.config, task.report
+    place = storage.join(task.draft.work, "pairs")  # where a killed run finds the shards that it made
     generate(
         flow.path(MODEL),
-        task.draft.out,
+        place,
         config.count,
         config.seed,
         config.sampler,
         task.workers.connect(),
         pairs=True,
         rows_per_shard=config.rows_per_shard,
+        on_progress=lambda rows, shards: report({"step": rows, "steps": config.count}),
     )
+    for file in storage.list_files(place):
+        storage.copy(storage.join(place, file), storage.join(task.draft.out, file))
 
 
 @stage(version=1)

@@ -1,0 +1,190 @@
+"""The pipeline `reflow` on a handful of pictures: what its stages make and keep of one another, what it makes again, and going on after a kill."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from components.data.dataset import Dataset
+from components.errors import UserError
+from components.families.model_folder import load_model
+from components.families.rectified_flow import RectifiedFlow
+from components.report.findings import Findings
+from pipelines.cli import main
+from pipelines.console import Console
+from pipelines.reflow import REFLOW
+from pipelines.reflow_config import ReflowConfig
+from pipelines.settings import configure
+from pipelines.store import Artifact, Store
+from pipelines.workers import Workers
+from tests.pipelines.world import write_idx
+
+STAGES = ("images", "judge", "flow", "pairs", "reflow", "distilled", "scores", "report")
+NETWORK = ("widths=[8,8]", "attention=[false,false]", "blocks=1", "groups=4", "patch=2")
+TINY = (
+    *(f"{name}.train.{option}" for name in ("judge", "flow", "reflow", "distilled") for option in ("steps=4", "batch_size=16", "warmup_steps=0")),
+    *("judge.model.widths=[4]", "judge.model.feature_dim=4"),
+    *(f"flow.model.network.{option}" for option in NETWORK),
+    *("pairs.count=40", "pairs.rows_per_shard=16", "pairs.sampler.steps=2"),
+    *("scores.samples=30", "scores.steps=[1,2,3]", "scores.shown=[1,3]", "scores.paths=12", "scores.path_steps=4"),
+)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("reflow")
+    write_idx(folder / "pictures")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def argv(folder: Path) -> list[str]:
+    return ["run", "reflow", "--preset", "quick", f"data={folder / 'pictures'}", *TINY, "--workers", "0", "--store", str(folder / "store"), "--json"]
+
+
+def run(argv: list[str], capsys: pytest.CaptureFixture[str], *more: str) -> dict[str, Any]:
+    assert main([*argv, *more]) == 0, capsys.readouterr().err
+    return json.loads(capsys.readouterr().out)
+
+
+def test_every_stage_and_what_is_made_again(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    first = run(argv, capsys)
+    places = {name: artifact["url"] for name, artifact in first["artifacts"].items()}
+    assert tuple(first["made"]) == tuple(places) == STAGES
+    check_pairs(places)
+    check_models(places)
+    check_scores(places["scores"], first)
+    page = Path(first["report"]).read_text()
+    for text in ("The same noises through every stage", "Distance against evaluations", "raymill run reflow", "<b>distilled</b>"):
+        assert text in page
+    assert run(argv, capsys)["made"] == []
+    assert run(argv, capsys, "reflow.train.seed=5")["made"] == ["reflow", "distilled", "scores", "report"]
+    assert run(argv, capsys, "pairs.count=48")["made"] == ["pairs", "reflow", "distilled", "scores", "report"]
+    without = run(argv, capsys, "distilled=null")
+    assert without["made"] == ["scores", "report"]
+    assert "One distilled step, Fréchet distance (FD-cnn)" not in without["scores"]
+
+
+def check_pairs(places: Mapping[str, str]) -> None:
+    """The pictures are what the flow makes of the noises beside them, row by row."""
+    data = Dataset.open(places["pairs"])
+    assert data.num_rows == 40
+    rows = {name: torch.from_numpy(values) for name, values in data.take(np.arange(40)).items()}
+    flow = _open(places["flow"])
+    made = flow.from_noise(rows["noise"], flow.Sampler(sampler="heun", steps=2), rows["label"])
+    assert torch.allclose(made, rows["image_float"], atol=1e-5)
+    assert not torch.allclose(made.roll(10, 0), rows["image_float"], atol=1e-2)
+    assert rows["label"].tolist() == [row % 10 for row in range(40)]
+
+
+def check_models(places: Mapping[str, str]) -> None:
+    flow, reflow, distilled = (_open(places[name]) for name in ("flow", "reflow", "distilled"))
+    assert flow.config == reflow.config
+    assert flow.config.network.widths == (8, 8)
+    assert distilled.config == flow.config.model_copy(update={"distill": True})
+    jobs = {name: json.loads((Path(places[name]) / "run.json").read_text())["job"] for name in ("reflow", "distilled")}
+    assert jobs["reflow"]["children"] == {"start": f"{places['flow']}/model"}
+    assert jobs["distilled"]["children"] == {"start": f"{places['reflow']}/model"}
+    assert {job["data"] for job in jobs.values()} == {places["pairs"]}
+    for before, after in ((flow, reflow), (reflow, distilled)):  # begun from, and moved away
+        far = torch.cat([p.flatten() for p in _open(places["flow"], seed=1).parameters()])
+        a, b = (torch.cat([p.flatten() for p in model.parameters()]) for model in (before, after))
+        assert 0 < (a - b).norm() < (a - far).norm() / 2
+
+
+def check_scores(place: str, answer: Mapping[str, Any]) -> None:
+    found = Findings.read(place)
+    assert [score.name for score in found.scores] == list(answer["scores"])
+    one, distilled, most, straight, cost = found.scores
+    assert most.name.startswith("3 Euler steps")
+    assert one.target == pytest.approx(0.35 * one.beside["before reflow"])
+    assert distilled.beside["before reflow"] == one.beside["before reflow"]
+    assert distilled.beside["after reflow"] == one.value
+    assert {"before reflow", "class Gaussians", "noise", "real held-out pictures"} == set(one.beside)
+    assert min(straight.value, straight.beside["before reflow"]) > 0
+    assert {"before reflow", "noise and pictures paired at random"} == set(cost.beside)
+    (table,) = found.tables
+    assert [row[0] for row in table.rows] == ["1", "2", "3"]
+    assert table.rows[0][1:] == (one.beside["before reflow"], *table.rows[0][2:3], one.value, *table.rows[0][4:5], distilled.value, *table.rows[0][6:])
+    assert table.rows[2][5:7] == (None, None)
+    assert table.rows[2][7] == pytest.approx(most.value / most.beside["before reflow"])
+    (chart,) = found.charts
+    assert [series.name for series in chart.series] == ["flow", "reflow", "distilled", "real held-out pictures", "class Gaussians"]
+    assert chart.series[0].x == (1, 2, 3)
+    (picture,) = found.pictures
+    assert picture.row_names == ("flow, 1 step", "flow, 3 steps", "reflow, 1 step", "reflow, 3 steps", "distilled, 1 step")
+    assert Image.open(Path(place) / picture.file).size == (20 * (2 * 28 + 2), 5 * (2 * 28 + 2))
+
+
+class Killed(BaseException):
+    """Stands for a kill in the midst of a stage."""
+
+
+class KilledAt(Console):
+    """Kills the run at the first row that a stage reports."""
+
+    def __init__(self, stage: str) -> None:
+        super().__init__(quiet=True)
+        self._stage = stage
+
+    def reports(self, stage: str, row: Mapping[str, Any]) -> None:
+        if stage == self._stage:
+            raise Killed
+
+
+def test_killed_in_a_stage_it_goes_on_and_comes_to_the_same(folder: Path, tmp_path: Path) -> None:
+    every_row = [f"{name}.train.{option}=2" for name in ("judge", "flow", "reflow", "distilled") for option in ("log_every", "checkpoint_every")]
+    assignments = [f"data={folder / 'pictures'}", *TINY, *every_row]
+    config = configure(ReflowConfig(), REFLOW.presets["quick"], "quick", None, assignments)
+
+    def made(store: str, progress: Console) -> dict[str, Artifact]:
+        with Workers(0) as workers:
+            return {name: artifact for name, (artifact, _) in REFLOW.run(config, Store(store), workers, progress, "raymill run reflow").items()}
+
+    store = str(tmp_path / "killed")
+    for stage in ("flow", "pairs", "reflow", "distilled", "scores"):
+        with pytest.raises(Killed):
+            made(store, KilledAt(stage))
+    whole, resumed = made(str(tmp_path / "whole"), Console(quiet=True)), made(store, Console(quiet=True))
+    for name in ("pairs", "scores"):
+        assert whole[name].name == resumed[name].name
+        assert whole[name].manifest.files == resumed[name].manifest.files
+    for name in ("flow", "reflow", "distilled"):
+        files = [{file: entry for file, entry in each[name].manifest.files.items() if file.startswith("model/")} for each in (whole, resumed)]
+        assert files[0] == files[1]
+        assert len(files[0]) == 2
+
+
+@pytest.mark.parametrize(
+    ("assignments", "problem"),
+    [
+        (["flow.family=classifier"], "flow.family=classifier cannot do"),
+        (["pairs.sampler.label=3"], "label=3: the flow is trained again on every class"),
+        (["pairs.seed=0"], "pairs.seed=0 and scores.seed=0"),
+        (["pairs.rows_per_shard=12"], "rows_per_shard=12"),
+        (["scores.steps=[1,5,2]"], r"steps=\[1, 5, 2\] do not rise from 1"),
+        (["scores.steps=[2,5]"], r"steps=\[2, 5\] do not rise from 1"),
+        (["scores.shown=[1,7]"], r"shown=\[1, 7\] has numbers"),
+        (["distilled=null", "scores.targets.distilled=0.3"], "distilled=0.3 has no effect"),
+    ],
+)
+def test_sections_that_do_not_go_together_are_refused(assignments: list[str], problem: str) -> None:
+    with pytest.raises(UserError, match=problem):
+        configure(ReflowConfig(), REFLOW.presets["quick"], "quick", None, assignments)
+
+
+def _open(url: str, seed: int | None = None) -> RectifiedFlow:
+    """The trained model, or with a seed one with the same config and other weights."""
+    model = load_model(f"{url}/model")
+    assert isinstance(model, RectifiedFlow)
+    if seed is None:
+        return model
+    torch.manual_seed(seed)
+    return RectifiedFlow(model.config)
