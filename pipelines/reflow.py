@@ -63,7 +63,7 @@ def pairs(flow: Artifact, task: Task[PairsConfig]) -> None:
         task.workers.connect(),
         pairs=True,
         rows_per_shard=config.rows_per_shard,
-        on_progress=lambda rows, shards: report({"step": rows, "steps": config.count}),
+        on_progress=lambda rows, *shards: report({"step": rows, "steps": config.count}),
     )
     for file in storage.list_files(place):
         storage.copy(storage.join(place, file), storage.join(task.draft.out, file))
@@ -72,13 +72,13 @@ def pairs(flow: Artifact, task: Task[PairsConfig]) -> None:
 @stage(version=1)
 def reflow(pairs: Artifact, flow: Artifact, task: Task[AgainConfig]) -> None:
     """The flow, trained again on its own pairs: straighter paths."""
-    _train_again(task, pairs, flow, {})
+    _train_again(task, pairs, flow, {"transport": False})  # the pairing is kept
 
 
 @stage(version=1)
 def distilled(pairs: Artifact, reflow: Artifact, task: Task[AgainConfig]) -> None:
     """The straightened flow, trained again to go the whole way in one step."""
-    _train_again(task, pairs, reflow, {"distill": True})
+    _train_again(task, pairs, reflow, {"times": "uniform", "distill": True})  # of all times one is learnt
 
 
 @stage(version=1)

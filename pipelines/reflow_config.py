@@ -21,7 +21,7 @@ class PairsConfig(Config):
     count: int = Field(20_000, gt=0, description="pairs of noise and the picture it becomes")
     seed: int = Field(1, ge=0, description="other than that of the scored samples, so that those begin with noise never trained on")
     sampler: DenoisingSampler = DenoisingSampler(sampler="rk4", steps=10)
-    rows_per_shard: int = Field(1024, gt=0, multiple_of=LANE, description="pairs that one worker simulates at a time")
+    rows_per_shard: int | None = Field(None, gt=0, multiple_of=LANE, description="pairs of a shard; none: as many as make a handy file")
 
     @model_validator(mode="after")
     def _every_class_is_simulated(self) -> Self:
