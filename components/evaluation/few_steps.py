@@ -26,8 +26,7 @@ from components.evaluation.reference_points import point_scores
 from components.families.classifier import Classifier
 from components.families.images import classes_in_turn, pixels
 from components.families.rectified_flow import RectifiedFlow
-from components.functional.flow_matching import straightness, transport_cost
-from components.functional.ode_samplers import ode
+from components.functional.flow_matching import transport_cost
 from components.report.findings import Chart, Findings, Picture, Score, Series, Table
 
 ROWS = 20_000  # of real pictures, whose distance to noise is measured
@@ -108,17 +107,16 @@ def _runs(subjects: Subjects, reference: Reference, config: FewStepsConfig, repo
     return runs
 
 
-@torch.inference_mode()
 def _paths(model: RectifiedFlow, config: FewStepsConfig) -> Paths:
     noise = torch.randn(config.paths, *model.sample_shape, generator=torch.Generator().manual_seed(config.seed))
     labels = classes_in_turn(config.paths, 0, model.config.num_classes)
-    times = torch.linspace(1, 0, config.path_steps + 1, dtype=torch.float64)
+    sampler = RectifiedFlow.Sampler.parse({"sampler": "euler", "steps": config.path_steps}, "paths")
     bent, far = [], []
     for start in range(0, config.paths, BATCH):
         rows = slice(start, start + BATCH)
-        denoiser = model.denoiser(None if labels is None else labels[rows], clip=False)
-        bent.append(straightness(denoiser, noise[rows], times))
-        far.append(transport_cost(ode(denoiser, noise[rows], times, method="euler"), noise[rows]))
+        classes = None if labels is None else labels[rows]
+        bent.append(model.straightness(noise[rows], classes, config.path_steps))
+        far.append(transport_cost(model.from_noise(noise[rows], sampler, classes), noise[rows]))
     return Paths(torch.cat(bent).mean().item(), torch.cat(far).mean().item())
 
 
