@@ -1,4 +1,4 @@
-"""Pictures to a flow that needs few steps: rectified flow, trained again on its own pairs, then one step (Liu et al. 2022, arXiv 2209.03003).
+"""Pictures to a flow that needs few steps: rectified flow, reflow on its own pairs, one step (Liu et al. 2022, arXiv 2209.03003).
 
     raymill run reflow --preset quick
 

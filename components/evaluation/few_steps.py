@@ -14,7 +14,6 @@ from typing import Any, Self
 
 import torch
 from pydantic import Field, model_validator
-from torch import Tensor
 
 from components import storage
 from components.config import Config
@@ -136,9 +135,7 @@ def _distances(runs: Runs, beside: Mapping[str, float], config: FewStepsConfig) 
     yield _distance(f"{most} Euler steps after reflow", _fd(runs, REFLOW, most), _fd(runs, FLOW, most), targets.most_steps, beside, config)
 
 
-def _distance(
-    title: str, value: float, before: float, share: float | None, beside: Mapping[str, float], config: FewStepsConfig
-) -> Score:
+def _distance(title: str, value: float, before: float, share: float | None, beside: Mapping[str, float], config: FewStepsConfig) -> Score:
     target = "" if share is None else f" (target: {share:g})"
     return Score(
         name=f"{title}, Fréchet distance (FD-cnn)",

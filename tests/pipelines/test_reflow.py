@@ -1,4 +1,4 @@
-"""The pipeline `reflow` on a handful of pictures: what its stages make and keep of one another, what it makes again, and going on after a kill."""
+"""The pipeline `reflow` on a handful of pictures: what its stages make, what is made again, and going on after a kill."""
 
 from __future__ import annotations
 
@@ -24,12 +24,13 @@ from pipelines.reflow_config import ReflowConfig
 from pipelines.settings import configure
 from pipelines.store import Artifact, Store
 from pipelines.workers import Workers
-from tests.pipelines.world import write_idx
 
 STAGES = ("images", "judge", "flow", "pairs", "reflow", "distilled", "scores", "report")
 NETWORK = ("widths=[8,8]", "attention=[false,false]", "blocks=1", "groups=4", "patch=2")
+CLASSES = ("red", "green", "blue")
+TRAINED = ("judge", "flow", "reflow", "distilled")
 TINY = (
-    *(f"{name}.train.{option}" for name in ("judge", "flow", "reflow", "distilled") for option in ("steps=4", "batch_size=16", "warmup_steps=0")),
+    *(f"{name}.train.{option}" for name in TRAINED for option in ("steps=4", "batch_size=16", "warmup_steps=0", "precision=float32")),
     *("judge.model.widths=[4]", "judge.model.feature_dim=4"),
     *(f"flow.model.network.{option}" for option in NETWORK),
     *("pairs.count=40", "pairs.rows_per_shard=16", "pairs.sampler.steps=2"),
@@ -39,14 +40,21 @@ TINY = (
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("reflow")
-    write_idx(folder / "pictures")
+    """Sixty pictures of 8 x 8 pixels of three classes, each of another colour."""
+    folder, draw = tmp_path_factory.mktemp("reflow"), np.random.default_rng(0)
+    for number in range(60):
+        pixels = draw.integers(0, 80, (8, 8, 3), dtype=np.uint8)
+        pixels[..., number % 3] += 150
+        file = folder / "pictures" / CLASSES[number % 3] / f"{number}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(file)
     return folder
 
 
 @pytest.fixture(scope="module")
 def argv(folder: Path) -> list[str]:
-    return ["run", "reflow", "--preset", "quick", f"data={folder / 'pictures'}", *TINY, "--workers", "0", "--store", str(folder / "store"), "--json"]
+    store = str(folder / "store")
+    return ["run", "reflow", "--preset", "quick", f"data={folder / 'pictures'}", *TINY, "--workers", "0", "--store", store, "--json"]
 
 
 def run(argv: list[str], capsys: pytest.CaptureFixture[str], *more: str) -> dict[str, Any]:
@@ -65,7 +73,6 @@ def test_every_stage_and_what_is_made_again(argv: list[str], capsys: pytest.Capt
     for text in ("The same noises through every stage", "Distance against evaluations", "raymill run reflow", "<b>distilled</b>"):
         assert text in page
     assert run(argv, capsys)["made"] == []
-    assert run(argv, capsys, "reflow.train.seed=5")["made"] == ["reflow", "distilled", "scores", "report"]
     assert run(argv, capsys, "pairs.count=48")["made"] == ["pairs", "reflow", "distilled", "scores", "report"]
     without = run(argv, capsys, "distilled=null")
     assert without["made"] == ["scores", "report"]
@@ -80,8 +87,8 @@ def check_pairs(places: Mapping[str, str]) -> None:
     flow = _open(places["flow"])
     made = flow.from_noise(rows["noise"], flow.Sampler(sampler="heun", steps=2), rows["label"])
     assert torch.allclose(made, rows["image_float"], atol=1e-5)
-    assert not torch.allclose(made.roll(10, 0), rows["image_float"], atol=1e-2)
-    assert rows["label"].tolist() == [row % 10 for row in range(40)]
+    assert not torch.allclose(made.roll(3, 0), rows["image_float"], atol=1e-2)
+    assert rows["label"].tolist() == [row % 3 for row in range(40)]
 
 
 def check_models(places: Mapping[str, str]) -> None:
@@ -112,7 +119,7 @@ def check_scores(place: str, answer: Mapping[str, Any]) -> None:
     assert {"before reflow", "noise and pictures paired at random"} == set(cost.beside)
     (table,) = found.tables
     assert [row[0] for row in table.rows] == ["1", "2", "3"]
-    assert table.rows[0][1:] == (one.beside["before reflow"], *table.rows[0][2:3], one.value, *table.rows[0][4:5], distilled.value, *table.rows[0][6:])
+    assert table.rows[0][1:7:2] == (one.beside["before reflow"], one.value, distilled.value)
     assert table.rows[2][5:7] == (None, None)
     assert table.rows[2][7] == pytest.approx(most.value / most.beside["before reflow"])
     (chart,) = found.charts
@@ -120,7 +127,7 @@ def check_scores(place: str, answer: Mapping[str, Any]) -> None:
     assert chart.series[0].x == (1, 2, 3)
     (picture,) = found.pictures
     assert picture.row_names == ("flow, 1 step", "flow, 3 steps", "reflow, 1 step", "reflow, 3 steps", "distilled, 1 step")
-    assert Image.open(Path(place) / picture.file).size == (20 * (2 * 28 + 2), 5 * (2 * 28 + 2))
+    assert Image.open(Path(place) / picture.file).size == (20 * (2 * 8 + 2), 5 * (2 * 8 + 2))
 
 
 class Killed(BaseException):
@@ -140,13 +147,13 @@ class KilledAt(Console):
 
 
 def test_killed_in_a_stage_it_goes_on_and_comes_to_the_same(folder: Path, tmp_path: Path) -> None:
-    every_row = [f"{name}.train.{option}=2" for name in ("judge", "flow", "reflow", "distilled") for option in ("log_every", "checkpoint_every")]
-    assignments = [f"data={folder / 'pictures'}", *TINY, *every_row]
-    config = configure(ReflowConfig(), REFLOW.presets["quick"], "quick", None, assignments)
+    often = [f"{name}.train.{option}=2" for name in TRAINED for option in ("log_every", "checkpoint_every")]
+    config = configure(ReflowConfig(), REFLOW.presets["quick"], "quick", None, [f"data={folder / 'pictures'}", *TINY, *often])
 
     def made(store: str, progress: Console) -> dict[str, Artifact]:
         with Workers(0) as workers:
-            return {name: artifact for name, (artifact, _) in REFLOW.run(config, Store(store), workers, progress, "raymill run reflow").items()}
+            done = REFLOW.run(config, Store(store), workers, progress, "raymill run reflow")
+        return {name: artifact for name, (artifact, _) in done.items()}
 
     store = str(tmp_path / "killed")
     for stage in ("flow", "pairs", "reflow", "distilled", "scores"):
@@ -157,9 +164,8 @@ def test_killed_in_a_stage_it_goes_on_and_comes_to_the_same(folder: Path, tmp_pa
         assert whole[name].name == resumed[name].name
         assert whole[name].manifest.files == resumed[name].manifest.files
     for name in ("flow", "reflow", "distilled"):
-        files = [{file: entry for file, entry in each[name].manifest.files.items() if file.startswith("model/")} for each in (whole, resumed)]
-        assert files[0] == files[1]
-        assert len(files[0]) == 2
+        files = [each[name].manifest.files for each in (whole, resumed)]
+        assert files[0]["model/model.safetensors"] == files[1]["model/model.safetensors"]
 
 
 @pytest.mark.parametrize(
