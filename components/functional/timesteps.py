@@ -43,7 +43,10 @@ def times_of_levels(schedule: Discrete, levels: Tensor) -> Tensor:
 
 
 def leading(levels: int, steps: int) -> Tensor:
-    """0, k, 2k, ... with k = levels // steps, falling: (steps,) int64. Never visits the last level."""
+    """0, k, 2k, ... with k = levels // steps, falling: (steps,) int64.
+
+    With fewer steps than levels the last level, pure noise, is left out; where `steps` is no divisor, many may be.
+    """
     _check_steps(steps, levels)
     return torch.arange(steps).flip(0) * (levels // steps)
 
