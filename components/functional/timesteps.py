@@ -145,7 +145,7 @@ class Path:
     def kernel_variance(self, step: int) -> float:
         """Variance of x_t given x_s, for the times t and s before and after the step; beta where alpha^2 + sigma^2 is 1."""
         ratio = self.alphas[step] / self.alphas[step + 1]
-        return self.sigmas[step] ** 2 - (ratio * self.sigmas[step + 1]) ** 2
+        return max(self.sigmas[step] ** 2 - (ratio * self.sigmas[step + 1]) ** 2, 0.0)
 
 
 def path_of(denoiser: Denoiser, times: Tensor) -> Path:
