@@ -5,15 +5,18 @@ from __future__ import annotations
 import itertools
 import math
 
+import numpy as np
 import pytest
 import torch
 from flow_matching.path import CondOTProbPath
 from scipy.optimize import linear_sum_assignment
-from scipy.stats import logistic, norm
+from scipy.stats import ks_2samp, logistic, norm
 from torch import Tensor
 
 from components.functional.flow_matching import logit_normal_times, straightness, transport_cost, transport_pairing
 from components.functional.noise_schedules import StraightLine
+from components.functional.ode_samplers import ode
+from components.functional.oracles import MixtureOracle
 from components.functional.predictions import Coefficients, Denoiser, noised, target
 
 SHAPE = (64, 1, 4, 4)
@@ -114,3 +117,38 @@ def test_straightness_of_gaussians_is_that_of_their_exact_flow() -> None:
     deviation = (1 - s) - rate(grid) * ((1 - grid) ** 2 * s**2 + grid**2).sqrt()
     expected = z[:, 0].square() * torch.trapezoid(deviation.square(), grid)
     assert found.tolist() == pytest.approx(expected.tolist(), rel=2e-3)
+
+
+MIXTURE = MixtureOracle(torch.tensor([[-1.0], [1.0]]), torch.tensor([0.2, 0.2]), torch.tensor([0.5, 0.5]), StraightLine())
+PAIRS = 20_000
+
+
+def field_of(data: Tensor, noise: Tensor, bins: int = 500) -> Denoiser:
+    """What a network learns from pairs (N, 1), E[velocity | x_t], by averages over neighbours along x_t."""
+
+    def velocity(x: Tensor, t: Tensor) -> Tensor:
+        at = Coefficients.at(StraightLine(), t, data)
+        x_t = noised(data, noise, at)
+        order = x_t[:, 0].argsort()
+        place, mean = (values[order].view(bins, -1).mean(1).numpy() for values in (x_t, target("velocity", data, noise, at)))
+        return torch.from_numpy(np.interp(x.numpy(), place, mean))
+
+    return flow(velocity)
+
+
+def test_reflow_keeps_the_marginals_and_makes_one_step_enough() -> None:
+    noise, fresh = normal(PAIRS, 1).double(), normal(PAIRS, 1, seed=1).double()
+    fine, coarse, one = (torch.linspace(1, 0, n + 1, dtype=torch.float64) for n in (100, 20, 1))
+    first = MIXTURE.denoiser("velocity")
+    data = ode(first, noise, fine, method="rk4")
+    second = field_of(data, noise)
+
+    def distance(samples: Tensor) -> float:
+        return ks_2samp(samples[:, 0].numpy(), data[:, 0].numpy()).statistic
+
+    assert distance(ode(second, fresh, coarse, method="euler")) <= 0.02
+    assert distance(ode(second, fresh, one, method="euler")) <= 0.02
+    assert distance(ode(first, fresh, one, method="euler")) > 0.2  # before reflow all of one step's samples are the mean
+    assert straightness(second, fresh, coarse).mean() < 1e-3 < 0.1 < straightness(first, fresh, coarse).mean()
+    shuffled = field_of(data, noise.roll(PAIRS // 2, 0))
+    assert distance(ode(shuffled, fresh, one, method="euler")) > 0.2  # the pairing is what made the paths straight
