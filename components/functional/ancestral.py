@@ -65,6 +65,6 @@ def preserving_path(denoiser: Denoiser, times: Tensor) -> Path:
     sizes = torch.tensor(path.alphas).square() + torch.tensor(path.sigmas).square()
     if (sizes - 1).abs().max() > 1e-5:
         raise UserError(
-            f"sampler: ancestral steps need alpha^2 + sigma^2 = 1, and {type(denoiser.schedule).__name__} does not keep that; choose another"
+            f"sampler: ancestral steps need alpha^2 + sigma^2 = 1, and {type(denoiser.schedule).__name__} has another sum; choose another"
         )
     return path

@@ -82,16 +82,15 @@ def quadratic_times(schedule: Schedule, steps: int) -> Tensor:
 
 
 def karras(schedule: Schedule, steps: int, exponent: float = KARRAS_EXPONENT) -> Tensor:
-    """Times whose noise sigma / alpha is spaced by eq. 5 of Karras et al. 2022 (arXiv 2206.00364), from time 1 to the start: (steps,) float64."""
+    """Times whose noise sigma / alpha is spaced by eq. 5 of Karras et al. 2022, arXiv 2206.00364, from 1 to the start: (steps,) float64."""
     _check_steps(steps)
     ends = torch.tensor([1.0, schedule.start], dtype=torch.float64)
     largest, smallest = (schedule.sigma(ends) / schedule.alpha(ends)).tolist()
     if largest == float("inf"):
-        raise UserError(
-            "spacing: 'karras' divides sigma / alpha, which is infinite at time 1 of this schedule; choose uniform or quadratic"
-        )
+        raise UserError("spacing: 'karras' divides sigma / alpha, which is infinite at time 1 here; choose uniform or quadratic")
     roots = torch.linspace(largest ** (1 / exponent), smallest ** (1 / exponent), steps, dtype=torch.float64)
-    return time_of_noise(schedule, roots**exponent)
+    inner = time_of_noise(schedule, roots[1:-1] ** exponent)
+    return torch.cat([ends[:1], inner, ends[1:]])[:steps]  # the ends are met exactly
 
 
 def time_of_noise(schedule: Schedule, ratio: Tensor) -> Tensor:
