@@ -15,9 +15,12 @@ from torch import Tensor
 from components.functional.predictions import Denoiser
 
 
-def logit_normal_times(normal: Tensor, mean: float = 0.0, std: float = 1.0) -> Tensor:
-    """Times in (0, 1), mostly in the middle, from standard normal numbers (B,) (Esser et al. 2024, arXiv 2403.03206, eq. 19). float64."""
-    return torch.sigmoid(mean + std * normal.double())
+def logit_normal_times(uniform: Tensor, mean: float = 0.0, std: float = 1.0) -> Tensor:
+    """Times in [0, 1), mostly in the middle, that grow with uniform numbers (B,) in [0, 1): (B,) float64.
+
+    Their logits are normal (Esser et al. 2024, arXiv 2403.03206, section 3.1).
+    """
+    return torch.sigmoid(mean + std * torch.special.ndtri(uniform.double()))
 
 
 def transport_pairing(data: Tensor, noise: Tensor, groups: Tensor | None = None) -> Tensor:
@@ -26,12 +29,12 @@ def transport_pairing(data: Tensor, noise: Tensor, groups: Tensor | None = None)
     With `groups` (N,), classes say, rows are exchanged within a group only. A conditional model needs that: pairs that disregard the class
     teach it that the noise depends on the class, which it does not when sampling (Cheng and Schwing 2025, arXiv 2503.10636).
     """
-    cost = torch.cdist(_rows(data), _rows(noise), compute_mode="donot_use_mm_for_euclid_dist").square().cpu().numpy()
+    likeness = (_rows(data) @ _rows(noise).T).cpu().numpy()  # the squared distance is -2 of it, plus what no permutation changes
     pairing = torch.empty(len(data), dtype=torch.int64)
     groups = torch.zeros(len(data)) if groups is None else groups.cpu()
     for group in groups.unique():
         members = (groups == group).nonzero()[:, 0]
-        rows, columns = linear_sum_assignment(cost[members.numpy()[:, None], members.numpy()[None]])
+        rows, columns = linear_sum_assignment(likeness[members.numpy()[:, None], members.numpy()], maximize=True)
         pairing[members[torch.as_tensor(rows)]] = members[torch.as_tensor(columns)]
     return pairing.to(data.device)
 
