@@ -240,9 +240,9 @@ class UNet(nn.Module):
         """
         if self.patch > 1:
             x = F.pixel_unshuffle(x, self.patch)
-        x = torch.empty_like(x, memory_format=torch.channels_last).copy_(x)
         shifts = iter(self._shifts(steps, labels).split([block.conv1.out_channels for block in self.residual_blocks()], 1))
-        x = self.conv_in(x)
+        # The second time for one channel alone, which lies the same in both ways.
+        x = self.conv_in(x.contiguous(memory_format=torch.channels_last)).contiguous(memory_format=torch.channels_last)
         skips = [x]
         for number, block in enumerate(self.down):
             if number and number % self.blocks == 0:
