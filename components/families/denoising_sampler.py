@@ -71,6 +71,7 @@ def _solver(method: Solver, steps: int) -> Method:
         run=lambda denoiser, x, times, noise, sampler: ode(denoiser, x, times, method=method),
         steps=steps,
         options=("steps", "spacing"),
+        back=lambda denoiser, x, times, sampler: ode(denoiser, x, times.flip(0), method=method),
         cost=lambda sampler, schedule: PER_STEP[method] * steps_of(sampler) + (schedule.start > 0),
     )
 
