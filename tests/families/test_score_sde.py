@@ -73,8 +73,11 @@ def test_the_network_sees_unit_variance_under_ve(t: float) -> None:
 def exact(sde: str, mean: float, std: float) -> ScoreSDE:
     """A family whose network knows that every pixel is N(mean, std^2)."""
     family = make_sde(sde)
-    seen = lambda t: (0.25 + standard_deviation("ve", t) ** 2).sqrt().view(*t.shape, *(1,) * (3 * t.dim()))  # noqa: E731
-    family.network = GaussianNetwork(family, mean, std, (lambda x, t: x * seen(t)) if sde == "ve" else None)
+
+    def unscaled(x: Tensor, t: Tensor) -> Tensor:
+        return x * (0.25 + Coefficients.at(family.schedule, t, x).sigma ** 2).sqrt()
+
+    family.network = GaussianNetwork(family, mean, std, unscaled if sde == "ve" else None)
     return family
 
 
