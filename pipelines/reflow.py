@@ -60,7 +60,7 @@ def pairs(flow: Artifact, task: Task[PairsConfig]) -> None:
         config.count,
         config.seed,
         config.sampler,
-        task.workers.connect(),
+        task.workers.make_room(),
         pairs=True,
         rows_per_shard=config.rows_per_shard,
         on_progress=lambda rows, *shards: report({"step": rows, "steps": config.count}),
