@@ -24,9 +24,11 @@ class PairsConfig(Config):
     rows_per_shard: int | None = Field(None, gt=0, multiple_of=LANE, description="pairs of a shard; none: as many as make a handy file")
 
     @model_validator(mode="after")
-    def _every_class_is_simulated(self) -> Self:
+    def _simulates_what_the_flow_learnt(self) -> Self:
         if self.sampler.label is not None:
             raise ValueError(f"sampler.label={self.sampler.label}: the flow is trained again on every class; leave it out")
+        if self.sampler.guidance != 1:
+            raise ValueError(f"sampler.guidance={self.sampler.guidance}: the stages are compared without guidance; leave it out")
         return self
 
 

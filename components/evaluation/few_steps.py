@@ -169,7 +169,7 @@ def _straightness(paths: Mapping[str, Paths], apart: float, config: FewStepsConf
         name="Transport cost after reflow",
         value=after.transport_cost,
         better="lower",
-        beside={"before reflow": before.transport_cost, "noise and pictures paired at random": apart},
+        beside={"before reflow": before.transport_cost, "paired at random": apart},
         note=f"squared distance from a noise to its picture; {note}",
     )
 
