@@ -127,5 +127,5 @@ def test_what_is_refused() -> None:
     denoiser, x = a_gaussian(StraightLine()).denoiser("velocity"), torch.zeros(1, 2, 2)
     with pytest.raises(UserError, match="choose exact or hutchinson"):
         log_likelihood(denoiser, x, divergence="trace")  # type: ignore[arg-type]
-    with pytest.raises(UserError, match="^rtol"):
+    with pytest.raises(UserError, match=r"^rtol"):
         log_likelihood(denoiser, x, divergence="exact", rtol=0)

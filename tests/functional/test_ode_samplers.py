@@ -231,10 +231,10 @@ def test_what_is_refused() -> None:
     with pytest.raises(UserError, match="did you mean 'midpoint'"):
         ode(denoiser, x, falling(4), method="mid_point")  # type: ignore[arg-type]
     for times in ([1.0, 0.4, 0.5, 0.0], [1.0, 0.5, 0.5, 0.0], [0.0, 0.5, 0.4, 1.0], [1.0], [1.5, 0.0]):
-        with pytest.raises(UserError, match="^times"):
+        with pytest.raises(UserError, match=r"^times"):
             ode(denoiser, x, torch.tensor(times, dtype=torch.float64))
     for tolerances in ({"rtol": 0.0}, {"atol": -1.0}, {"rtol": float("nan")}):
-        with pytest.raises(UserError, match="^rtol"):
+        with pytest.raises(UserError, match=r"^rtol"):
             dopri5(denoiser, x, **tolerances)
 
 

@@ -224,7 +224,7 @@ def test_what_is_refused(sampler: Sampler) -> None:
     with pytest.raises(UserError, match="starts at 1, where alpha is 0"):
         sampler(two_peaks(StraightLine()).denoiser("velocity"), x, falling(5), noise)
     for times in ([1.0, 0.4, 0.5], [0.0, 1.0], [0.5]):
-        with pytest.raises(UserError, match="^times"):
+        with pytest.raises(UserError, match=r"^times"):
             sampler(two_peaks(VariancePreserving()).denoiser("eps"), x, torch.tensor(times), noise)
 
 
