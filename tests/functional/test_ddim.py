@@ -271,4 +271,4 @@ def test_slerp_of_parallel_rows_and_of_other_rows_beside_them() -> None:
     assert got.dtype == torch.float32
     torch.testing.assert_close(got[:2], torch.stack([a[0], 1.5 * a[1]]))
     torch.testing.assert_close(got[2:], slerp(a[2:], b[2:], 0.5))
-    assert torch.isfinite(slerp(a, -a, 0.3)).all()
+    torch.testing.assert_close(slerp(a, -a, 0.25), a / 2)  # opposite: no turn is shorter than another
