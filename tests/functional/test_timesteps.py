@@ -60,7 +60,8 @@ def test_every_number_of_steps_makes_a_falling_list(spacing) -> None:
             chosen = spacing(levels, steps)
             assert chosen.dtype == torch.int64
             assert chosen.shape == (steps,)
-            assert 0 <= chosen.min() and chosen.max() < levels
+            assert chosen.min() >= 0
+            assert chosen.max() < levels
             assert (chosen.diff() < 0).all()
             if spacing is not leading:
                 assert chosen[0] == levels - 1  # starts from pure noise, a single step too
@@ -135,7 +136,9 @@ def test_no_steps(spacing: str, steps: int) -> None:
 
 @pytest.mark.parametrize("spacing", ["leading", "trailing", "linspace"])
 def test_levels_of_a_schedule_without_levels(spacing: str) -> None:
-    with pytest.raises(UserError, match=f"'{spacing}' chooses among levels, and VariancePreserving has none; choose one of uniform, quadratic, karras"):
+    with pytest.raises(
+        UserError, match=f"'{spacing}' chooses among levels, and VariancePreserving has none; choose one of uniform, quadratic, karras"
+    ):
         times_of(SCHEDULES["VP"], spacing, 10)  # type: ignore[arg-type]
 
 
