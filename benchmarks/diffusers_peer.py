@@ -92,7 +92,7 @@ def peer(folder: Path, layout: torch.memory_format) -> Draw:
     """diffusers' own loop over the exported folder, pictures and weights in the memory order `layout`."""
     from diffusers import DDIMScheduler, UNet2DModel
 
-    model: Any = UNet2DModel.from_pretrained(folder / "unet").eval().to(memory_format=layout)
+    model: Any = UNet2DModel.from_pretrained(folder / "unet", low_cpu_mem_usage=False).eval().to(memory_format=layout)
     scheduler = DDIMScheduler.from_pretrained(folder / "scheduler")
 
     def draw(start: Tensor, labels: Tensor) -> Tensor:

@@ -34,7 +34,7 @@ def network(config: UNetConfig = SMALL, channels: int = 1, num_classes: int = 0)
 
 
 def opened(folder: Path) -> Any:
-    model, report = diffusers.UNet2DModel.from_pretrained(folder / "unet", output_loading_info=True)
+    model, report = diffusers.UNet2DModel.from_pretrained(folder / "unet", output_loading_info=True, low_cpu_mem_usage=False)
     assert not any(report.values()), report
     return model
 
@@ -103,7 +103,7 @@ def test_a_pipeline_opens_without_classes_and_there_is_none_with_them(tmp_path: 
     write_diffusers(network(), scheduler, tmp_path / "plain", (8, 8))
     pipeline: Any = diffusers.DiffusionPipeline.from_pretrained(tmp_path / "plain")
     pipeline.set_progress_bar_config(disable=True)
-    assert isinstance(pipeline, diffusers.DDIMPipeline)
+    assert type(pipeline).__name__ == "DDIMPipeline"
     assert pipeline(batch_size=2, num_inference_steps=2, output_type="np").images.shape == (2, 8, 8, 1)
     write_diffusers(network(num_classes=2), scheduler, tmp_path / "classes", (8, 8))
     assert not (tmp_path / "classes" / "model_index.json").exists()
