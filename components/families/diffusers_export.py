@@ -1,9 +1,10 @@
 """A U-Net as a folder that Hugging Face's diffusers opens: `unet/` for `UNet2DModel`, `scheduler/`, and a pipeline where one fits.
 
 Written without that library. Of its schedulers, `DDIMScheduler` samples discrete noise levels as we do (its `DDPMScheduler` opens the same
-file) and `FlowMatchEulerDiscreteScheduler` rectified flow. Score SDEs have none: `ScoreSdeVeScheduler` tells the network sigma instead of
-the time and takes its output for the score, `ScoreSdeVpScheduler` is deprecated and not exported, sub-VP is missing: there are weights
-alone. Its pipelines give no labels to the network, so a `model_index.json` is for networks without classes.
+file), `FlowMatchEulerDiscreteScheduler` rectified flow and `ScoreSdeVpScheduler`, deprecated there and kept in
+`diffusers.schedulers.deprecated`, the VP equation. None is right for the VE equation (`ScoreSdeVeScheduler` tells the network sigma instead
+of the time and takes its output for the score) and for sub-VP: there are weights alone. Its pipelines give no labels to the network, so a
+`model_index.json` is for networks without classes.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import safetensors.torch
 from torch import Tensor
 
 from components.errors import UserError
-from components.functional.noise_schedules import Discrete
+from components.functional.noise_schedules import Discrete, VariancePreserving
 from components.functional.predictions import Prediction
 from components.networks.unet import Attention, ResidualBlock, UNet
 
@@ -75,6 +76,17 @@ def flow_scheduler() -> dict[str, Any]:
     N equal steps are its `set_timesteps(sigmas=linspace(1, 1 / N, N))`.
     """
     return {"_class_name": "FlowMatchEulerDiscreteScheduler", "num_train_timesteps": 1000, "shift": 1.0}
+
+
+def vp_scheduler(schedule: VariancePreserving) -> dict[str, Any]:
+    """`ScoreSdeVpScheduler` for a network that predicts `eps`: its `step_pred(eps, x, t)` is a step of Euler-Maruyama, t from 1 down."""
+    return {
+        "_class_name": "ScoreSdeVpScheduler",
+        "num_train_timesteps": 1000,
+        "beta_min": schedule.beta_min,
+        "beta_max": schedule.beta_max,
+        "sampling_eps": schedule.start,
+    }
 
 
 def unet_config(network: UNet) -> dict[str, Any]:

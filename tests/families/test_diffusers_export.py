@@ -8,14 +8,16 @@ from typing import Any
 import diffusers
 import pytest
 import torch
+from diffusers.schedulers.deprecated import ScoreSdeVpScheduler
 from torch import Tensor
 
 from components.errors import UserError
-from components.families.diffusers_export import ddim_scheduler, flow_scheduler, write_diffusers
+from components.families.diffusers_export import ddim_scheduler, flow_scheduler, vp_scheduler, write_diffusers
 from components.functional.ddim import ddim
-from components.functional.noise_schedules import Discrete, Schedule, StraightLine, cosine_betas, linear_betas
+from components.functional.noise_schedules import Discrete, Schedule, StraightLine, VariancePreserving, cosine_betas, linear_betas
 from components.functional.ode_samplers import ode
 from components.functional.predictions import Denoiser, Prediction
+from components.functional.sde_samplers import euler_maruyama
 from components.functional.timesteps import Spacing, times_of
 from components.networks.unet import UNet, UNetConfig
 
@@ -96,6 +98,22 @@ def test_rectified_flow_samples_are_equal(tmp_path: Path) -> None:
         x = scheduler.step(theirs(x, step).sample, step, x).prev_sample
     times = torch.linspace(1, 0, steps + 1, dtype=torch.float64)
     assert torch.allclose(ode(denoiser(model, "velocity", StraightLine()), start, times, method="euler"), x, atol=1e-4)
+
+
+@torch.no_grad()
+def test_a_step_of_the_vp_equation_is_equal(tmp_path: Path) -> None:
+    schedule, model = VariancePreserving(), network()
+    write_diffusers(model, vp_scheduler(schedule), tmp_path)
+    theirs, scheduler = opened(tmp_path), ScoreSdeVpScheduler.from_pretrained(tmp_path / "scheduler")
+    start = torch.randn(SHAPE, generator=torch.Generator().manual_seed(1))
+    scheduler.set_timesteps(100)
+    now = scheduler.timesteps[3]
+    after, mean = scheduler.step_pred(theirs(start, now * 1000).sample, start, now, torch.Generator().manual_seed(2))
+    times = torch.tensor([float(now), float(now) - 1 / 100], dtype=torch.float64)
+    drawn = torch.randn(SHAPE, generator=torch.Generator().manual_seed(2))
+    ours = euler_maruyama(denoiser(model, "eps", schedule), start, times, lambda x: drawn)
+    assert torch.allclose(ours, after, atol=1e-4)
+    assert not torch.allclose(ours, mean, atol=1e-2)
 
 
 def test_a_pipeline_opens_without_classes_and_there_is_none_with_them(tmp_path: Path) -> None:
