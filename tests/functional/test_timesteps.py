@@ -135,7 +135,9 @@ def test_no_steps(spacing: str, steps: int) -> None:
 
 @pytest.mark.parametrize("spacing", ["leading", "trailing", "linspace"])
 def test_levels_of_a_schedule_without_levels(spacing: str) -> None:
-    with pytest.raises(UserError, match=f"'{spacing}' chooses among levels, and VariancePreserving has none; choose one of uniform, quadratic, karras"):
+    with pytest.raises(
+        UserError, match=f"'{spacing}' chooses among levels, and VariancePreserving has none; choose one of uniform, quadratic, karras"
+    ):
         times_of(SCHEDULES["VP"], spacing, 10)  # type: ignore[arg-type]
 
 
