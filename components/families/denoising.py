@@ -7,7 +7,7 @@ A family says which one, at which times it learns, and which samplers fit it: it
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Self
 
 import torch
@@ -26,6 +26,7 @@ from components.functional.noise_schedules import Schedule
 from components.functional.predictions import Coefficients, Denoiser, Noise, Prediction, noised, target
 from components.functional.timesteps import times_of
 from components.networks.unet import UNetConfig
+from components.report.findings import Chart, Series
 from components.training.context import Context
 from components.training.randomness import Draws
 
@@ -138,6 +139,20 @@ class Denoising(Family):
             "loss": (losses.sum(), torch.tensor(len(data))),
             "loss_by_time": (by_time, torch.bincount(quarter, minlength=QUARTERS)),
         }
+
+    def finish(self, totals: Mapping[str, tuple[Tensor, Tensor]], rows: Mapping[str, Tensor]) -> dict[str, float | list[float]]:
+        """The quotients; of a few rows, which do not reach each quarter, the loss over all time alone."""
+        return super().finish({name: (total, count) for name, (total, count) in totals.items() if count.all()}, rows)
+
+    @classmethod
+    def charts(cls, scores: Mapping[str, float | list[float]]) -> tuple[Chart, ...]:
+        losses = scores.get("loss_by_time")
+        if not isinstance(losses, list):
+            return ()
+        places = tuple((quarter + 0.5) / QUARTERS for quarter in range(QUARTERS))
+        curve = Series(name="held-out pictures", x=places, y=tuple(losses))
+        caption = "Mean over each quarter of time, from data at 0 to noise at 1."
+        return (Chart(title="Loss over time", caption=caption, x_label="time", y_label="loss", series=(curve,)),)
 
     def _labels(self, batch: Batch) -> Tensor | None:
         """Classes (B,) int64, none without classes; raises UserError for one that the model does not know."""

@@ -60,7 +60,8 @@ def test_every_number_of_steps_makes_a_falling_list(spacing) -> None:
             chosen = spacing(levels, steps)
             assert chosen.dtype == torch.int64
             assert chosen.shape == (steps,)
-            assert 0 <= chosen.min() and chosen.max() < levels
+            assert chosen.min() >= 0
+            assert chosen.max() < levels
             assert (chosen.diff() < 0).all()
             if spacing is not leading:
                 assert chosen[0] == levels - 1  # starts from pure noise, a single step too
