@@ -49,6 +49,7 @@ def shaken(family: Family) -> Family:
 def diffusion(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A model of grey pictures of three classes."""
     url = str(tmp_path_factory.mktemp("models") / "diffusion")
+    torch.manual_seed(0)
     network = {"widths": (8, 8), "attention": (False, False), "blocks": 1, "groups": 4}
     values = {"image_size": (8, 8), "num_classes": 3, "levels": 50, "network": network}
     save_model(shaken(Diffusion(Diffusion.Config.parse(values, "test"))), url)
@@ -59,6 +60,7 @@ def diffusion(tmp_path_factory: pytest.TempPathFactory) -> str:
 def prior(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A model of codes with the tokenizer that makes pictures of them."""
     folder = tmp_path_factory.mktemp("models")
+    torch.manual_seed(0)
     tokenizer = VQVAE(VQVAE.Config.parse(TINY, "test"))
     save_model(shaken(tokenizer), str(folder / "tokenizer"))
     values = {
