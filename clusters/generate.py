@@ -46,6 +46,7 @@ OnWaiting = Callable[[str], None]  # the process that writes to the same place
 SETTINGS = "generation.json"
 SHEET_ROWS = 100
 READING_THREADS = 16
+MAX_DEATHS = 4
 
 
 def generate(
@@ -170,13 +171,25 @@ def _write_here(job: _Job, specs: list[SampleSpec]) -> Iterator[ShardEntry]:
 
 
 def _write_on_ray(job: _Job, specs: list[SampleSpec], workers: int) -> Iterator[ShardEntry]:
+    """Begins anew with what is missing when a worker died; Ray, told to start it again itself, prints a warning for each worker."""
     if not specs:
-        return iter(())
+        return
     import ray.data
 
-    pool = ray.data.ActorPoolStrategy(size=min(workers, len(specs)))
     gpu = {"num_gpus": 1} if job.generation.device == "cuda" else {}
-    return make_on_ray(specs, job.out, Sampling, workers, compute=pool, fn_constructor_args=(job.model_url,), **gpu)
+    missing, deaths = {spec.fingerprint: spec for spec in specs}, 0  # in a row, with no new shard between
+    while missing:
+        pool = ray.data.ActorPoolStrategy(size=min(workers, len(missing)))
+        options = {"compute": pool, "fn_constructor_args": (job.model_url,), "max_restarts": 0} | gpu
+        try:
+            for entry in make_on_ray([*missing.values()], job.out, Sampling, workers, **options):
+                deaths = 0
+                del missing[entry.spec]
+                yield entry
+        except ray.exceptions.RayActorError:
+            deaths += 1
+            if deaths == MAX_DEATHS:
+                raise
 
 
 class Sampling:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
 import time
@@ -12,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 
+from benchmarks.chaos.processes import descendants
 from clusters.generate import generate
 from clusters.session import ray_cluster
 from components import storage
@@ -148,6 +151,22 @@ def test_a_killed_command_goes_on_with_what_is_missing(cluster: str, diffusion: 
     assert content(tmp_path / "out") == content(tmp_path / "fresh")
     kept = {name for name, at in modified(tmp_path / "out").items() if left.get(name) == at}
     assert len(kept) * 1024 == progress[0]
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("cluster")
+def test_a_worker_that_is_killed_costs_nothing_but_time(diffusion: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    killed: list[int] = []
+
+    def kill(rows: int, shards: int) -> None:
+        if shards == 1:
+            killed.append(next(pid for pid, line in descendants(os.getpid()).items() if line.startswith("ray::MapWorker")))
+            os.kill(killed[0], signal.SIGKILL)
+
+    index = draw(diffusion, tmp_path / "out", 40 * SHARD, workers=1, on_progress=kill)
+    assert killed
+    assert index == draw(diffusion, tmp_path / "fresh", 40 * SHARD)
+    assert "".join(capfd.readouterr()) == "", "Ray says nothing by itself"
 
 
 @pytest.mark.ray
