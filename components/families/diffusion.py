@@ -49,7 +49,7 @@ class Diffusion(Denoising):
     samplers = ("ddim", "ancestral", "dpm_solver", "euler", "heun", "midpoint", "rk4", "dopri5")
     proof = Proof(
         data="images",
-        model={"network": {"widths": (8, 16), "attention": (False, True), "blocks": 1, "groups": 4, "patch": 2}},
+        model={"network": {"widths": (8, 16), "attention": (False, True), "blocks": 1, "patch": 2}},
         optimizer=OptimizerConfig(lr=3e-3),
         steps=100,
         improves=0.5,
