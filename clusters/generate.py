@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -31,7 +32,7 @@ from components.data.generated import (
     written_shard,
 )
 from components.data.index import INDEX, DatasetIndex, ShardEntry, make_index, read_index, write_index
-from components.data.reuse import COPYING_THREADS, remove_unused, whole_shards
+from components.data.reuse import remove_unused, whole_shards
 from components.data.write import shard_file
 from components.errors import UserError
 from components.evaluation.sampling import write_sheet
@@ -40,10 +41,12 @@ from components.families.images import IMAGE
 from components.families.model_folder import load_model, model_fingerprint
 from components.lease import Lease, writing
 
-OnProgress = Callable[[int, int, int], None]  # rows done, shards done, shards in all
+OnProgress = Callable[[int, int], None]  # rows done, shards done
 OnWaiting = Callable[[str], None]  # the process that writes to the same place
 SETTINGS = "generation.json"
 SHEET_ROWS = 100
+READING_THREADS = 16
+MAX_DEATHS = 4
 
 
 def generate(
@@ -87,19 +90,27 @@ def generate(
         },
         "samples",
     )
+    job = _Job(model_url, out, family, columns, generation, cut(generation, count))
     with writing(out, waiting) as lease:
-        _require_place(out, generation, count)
-        specs = cut(generation, count)
-        entries = _there(specs, columns, out)
-        report = on_progress or (lambda rows, shards, total: None)
-        report(_rows(entries), len(entries), len(specs))
-        missing = [spec for spec in specs if spec.fingerprint not in entries]
-        made = _write_here(missing, out, family) if workers == 0 else _write_on_ray(missing, out, model_url, workers)
-        for entry in made:
-            entries[entry.spec] = entry
-            report(_rows(entries), len(entries), len(specs))
-        names = tuple(str(number) for number in range(getattr(family.config, "num_classes", 0)))
-        return _commit(out, [entries[spec.fingerprint] for spec in specs], columns, names, generation, lease)
+        _require_place(job)
+        entries = _draw_missing(job, workers, on_progress or (lambda rows, shards: None))
+        return _commit(job, entries, lease)
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What is to be drawn, and where to."""
+
+    model_url: str
+    out: str
+    family: Family
+    columns: dict[str, Column]
+    generation: Generation
+    specs: list[SampleSpec]
+
+    @property
+    def count(self) -> int:
+        return sum(spec.count for spec in self.specs)
 
 
 def _device(workers: int) -> Literal["cpu", "cuda"]:
@@ -113,51 +124,72 @@ def _device(workers: int) -> Literal["cpu", "cuda"]:
     return "cuda" if gpu else "cpu"
 
 
-def _require_place(out: str, generation: Generation, count: int) -> None:
+def _require_place(job: _Job) -> None:
     """Lets only samples of the same settings be added to. Raises UserError telling what is in the way."""
-    place = storage.join(out, SETTINGS)
+    out, place = job.out, storage.join(job.out, SETTINGS)
     names = [name for name in storage.list_names(out) if not name.startswith(".")]
     if names and SETTINGS not in names:
         raise UserError(f"{out} is not empty: it holds {names[0]!r} and no samples that raymill sample made; name a new folder")
     if names in ([], [SETTINGS]):  # nothing was drawn yet
-        storage.write_json(place, generation.to_json())
+        storage.write_json(place, job.generation.to_json())
         return
-    found, asked = Generation.parse(storage.read_json(place), place).to_json(), generation.to_json()
-    others = differences(found, asked)
+    found, asked = Generation.parse(storage.read_json(place), place).to_json(), job.generation.to_json()
+    others, theirs = differences(found, asked), differences(asked, found)
     if others:
-        theirs = differences(asked, found)
         told = ", ".join(f"{key}={theirs.get(key)} and not {value}" for key, value in others.items())
         raise UserError(f"{out} holds samples of {told}; name a new folder, or ask for the same again")
     rows = read_index(out).num_rows("train") if INDEX in names else 0
-    if rows > count:
-        raise UserError(f"{out} holds {rows} samples already, more than count={count}; name a new folder, or ask for {rows} or more")
+    if rows > job.count:
+        raise UserError(f"{out} holds {rows} samples already, more than count={job.count}; name a new folder, or ask for {rows} or more")
 
 
-def _there(specs: list[SampleSpec], columns: dict[str, Column], out: str) -> dict[str, ShardEntry]:
+def _draw_missing(job: _Job, workers: int, report: OnProgress) -> list[ShardEntry]:
+    """The entries of all shards, in order, after those that are not there yet were drawn."""
+    entries = _there(job)
+    missing = [spec for spec in job.specs if spec.fingerprint not in entries]
+    report(_rows(entries), len(entries))
+    for entry in _write_here(job, missing) if workers == 0 else _write_on_ray(job, missing, workers):
+        entries[entry.spec] = entry
+        report(_rows(entries), len(entries))
+    return [entries[spec.fingerprint] for spec in job.specs]
+
+
+def _there(job: _Job) -> dict[str, ShardEntry]:
     """Shards that are there, by specification: those that the index names, and whole ones that a killed run left."""
-    wanted = {spec.fingerprint: spec for spec in specs}
-    found = {fingerprint: entry for fingerprint, entry in whole_shards(out).items() if fingerprint in wanted}
-    names = set(storage.list_names(out))
+    wanted = {spec.fingerprint: spec for spec in job.specs}
+    found = {fingerprint: entry for fingerprint, entry in whole_shards(job.out).items() if fingerprint in wanted}
+    names = set(storage.list_names(job.out))
     left = [spec for fingerprint, spec in wanted.items() if fingerprint not in found and shard_file(fingerprint) in names]
-    with ThreadPoolExecutor(COPYING_THREADS) as threads:
-        entries = threads.map(partial(written_shard, columns=columns, out=out), left)
+    with ThreadPoolExecutor(READING_THREADS) as threads:
+        entries = threads.map(partial(written_shard, columns=job.columns, out=job.out), left)
         return found | {entry.spec: entry for entry in entries if entry is not None}
 
 
-def _write_here(specs: list[SampleSpec], out: str, family: Family) -> Iterator[ShardEntry]:
-    if specs:
-        family.to(specs[0].generation.device)
-    return (write_samples_shard(family, spec, out) for spec in specs)
+def _write_here(job: _Job, specs: list[SampleSpec]) -> Iterator[ShardEntry]:
+    for spec in specs:
+        yield write_samples_shard(job.family.to(job.generation.device), spec, job.out)
 
 
-def _write_on_ray(specs: list[SampleSpec], out: str, model_url: str, workers: int) -> Iterator[ShardEntry]:
+def _write_on_ray(job: _Job, specs: list[SampleSpec], workers: int) -> Iterator[ShardEntry]:
+    """Begins anew with what is missing when a worker died; Ray, told to start it again itself, prints a warning for each worker."""
     if not specs:
-        return iter(())
+        return
     import ray.data
 
-    gpu = {"num_gpus": 1} if specs[0].generation.device == "cuda" else {}
-    pool = ray.data.ActorPoolStrategy(size=min(workers, len(specs)))
-    return make_on_ray(specs, out, Sampling, workers, compute=pool, fn_constructor_args=(model_url,), **gpu)
+    gpu = {"num_gpus": 1} if job.generation.device == "cuda" else {}
+    missing, deaths = {spec.fingerprint: spec for spec in specs}, 0  # in a row, with no new shard between
+    while missing:
+        pool = ray.data.ActorPoolStrategy(size=min(workers, len(missing)))
+        options = {"compute": pool, "fn_constructor_args": (job.model_url,), "max_restarts": 0} | gpu
+        try:
+            for entry in make_on_ray([*missing.values()], job.out, Sampling, workers, **options):
+                deaths = 0
+                del missing[entry.spec]
+                yield entry
+        except ray.exceptions.RayActorError:
+            deaths += 1
+            if deaths == MAX_DEATHS:
+                raise
 
 
 class Sampling:
@@ -177,11 +209,9 @@ class Sampling:
         return write_samples_shard(self._family, spec, out)
 
 
-def _commit(
-    out: str, entries: list[ShardEntry], columns: dict[str, Column], class_names: tuple[str, ...], generation: Generation, lease: Lease
-) -> DatasetIndex:
-    made_by: dict[str, Any] = {"tool": "raymill sample", **generation.to_json()}
-    index = make_index(columns, class_names, {"train": tuple(entries)}, made_by)
+def _commit(job: _Job, entries: list[ShardEntry], lease: Lease) -> DatasetIndex:
+    out, names = job.out, tuple(str(number) for number in range(getattr(job.family.config, "num_classes", 0)))
+    index = make_index(job.columns, names, {"train": tuple(entries)}, {"tool": "raymill sample", **job.generation.to_json()})
     lease.check()
     write_index(out, index)
     remove_unused(out, index)

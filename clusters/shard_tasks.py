@@ -35,7 +35,9 @@ def make_on_ray(specs: Sequence[Config], out: str, make: Any, workers: int, **op
     items = [{"spec": spec.model_dump_json(), "out": out, "stop": stop} for spec in specs]
     problem: str | None = None
     with _quiet_context(workers):
-        results = ray.data.from_items(items, override_num_blocks=len(items)).map(make, num_cpus=1, **options)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # `max_restarts` has no named successor in this Ray
+            results = ray.data.from_items(items, override_num_blocks=len(items)).map(make, num_cpus=1, **options)
         for result in results.iter_rows():
             if result["entry"] and problem is None:
                 yield ShardEntry.model_validate_json(result["entry"])

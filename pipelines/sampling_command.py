@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Annotated
+from collections.abc import Callable
+from functools import partial
+from typing import Annotated
 
 import typer
 
 from components import storage
-from components.config import Config
 from components.errors import UserError
 from pipelines.options import AddressOption, ConfigOption, JsonOption, Overrides, StoreOption, VerboseOption, counted, watched
 from pipelines.shell import Answer
 from pipelines.store import Store
 from pipelines.watching import Watched
 from pipelines.workers import Workers
-
-if TYPE_CHECKING:
-    from components.data.index import DatasetIndex
 
 WORKERS = "Makes a data set of Arrow shards, with so many Ray workers; 0: in this process, without Ray."
 STAGE = "sample"
@@ -50,7 +48,8 @@ def sample(
     from pipelines.settings import sampler_settings
     from pipelines.training import find_model
 
-    loaded = load_model(find_model(model, Store(store)))
+    place = find_model(model, Store(store))
+    loaded = load_model(place)
     sampler = sampler_settings(loaded, config, overrides or [])
     told = {"model": model, "count": count, "seed": seed}
     if workers is None:
@@ -60,27 +59,26 @@ def sample(
             raise UserError(f"--address {address} has no effect without --workers, which makes a data set; give both, or neither")
         files = write_samples(loaded, count, seed, sampler, out)
         return Answer(told | {"files": files}, files)
-    from components.data.generated import settled_sampler
+    from clusters.generate import generate
+    from components.data.generated import columns_of, settled_sampler
 
-    settled_sampler(loaded, sampler)  # a mistake is told before workers start
+    columns_of(loaded, settled_sampler(loaded, sampler), pairs=False)  # a mistake is told before workers start
     with watched(json, STAGE) as progress, Workers(workers, address, progress) as crew:
         progress.begins(STAGE)
-        index = _write_dataset(find_model(model, Store(store)), out, count, seed, sampler, crew, progress)
-    rows, sheet = index.num_rows("train"), storage.join(out, "samples.png")
-    values = told | {"data": out, "fingerprint": index.fingerprint, "rows": rows, "shards": len(index.shards("train")), "files": [sheet]}
-    return Answer(values, [f"{out}: {rows} train rows, {counted(len(index.shards('train')), 'shard')}", sheet])
+        waiting = partial(progress.waits, STAGE)
+        index = generate(place, out, count, seed, sampler, crew.connect(), on_progress=_shown(progress, count), waiting=waiting)
+    rows, shards, sheet = index.num_rows("train"), len(index.shards("train")), storage.join(out, "samples.png")
+    values = told | {"data": out, "fingerprint": index.fingerprint, "rows": rows, "shards": shards, "files": [sheet]}
+    return Answer(values, [f"{out}: {rows} train rows, {counted(shards, 'shard')}", sheet])
 
 
-def _write_dataset(model_url: str, out: str, count: int, seed: int, sampler: Config, crew: Workers, progress: Watched) -> DatasetIndex:
-    from clusters.generate import generate
+def _shown(progress: Watched, count: int) -> Callable[[int, int], None]:
+    """Tells rows of `count`, and how many a second are drawn; those that were there already do not count as quick."""
+    began: list[tuple[float, int]] = []
 
-    began: list[tuple[float, int]] = []  # when the first new row was waited for, and how many rows were there
-
-    def report(rows: int, shards: int, total: int) -> None:
+    def report(rows: int, shards: int) -> None:
         began[:] = began or [(time.monotonic(), rows)]
         seconds, new = time.monotonic() - began[0][0], rows - began[0][1]
-        rate = {"samples_per_second": new / seconds} if new else {}
-        progress.reports(STAGE, {"step": rows, "steps": count, "shards": {"done": shards, "total": total, "rows": rows}} | rate)
+        progress.reports(STAGE, {"step": rows, "steps": count} | ({"samples_per_second": new / seconds} if new else {}))
 
-    workers = crew.connect()
-    return generate(model_url, out, count, seed, sampler, workers, on_progress=report, waiting=lambda owner: progress.waits(STAGE, owner))
+    return report

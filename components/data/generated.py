@@ -24,7 +24,7 @@ from components.data.columns import Column
 from components.data.index import FORMAT_VERSION, ShardEntry
 from components.data.write import shard_file, write_rows
 from components.errors import UserError
-from components.evaluation.sampling import to_images
+from components.evaluation.sampling import picture_shape, to_images
 from components.families.contract import Family
 from components.families.images import IMAGE
 from components.training.randomness import LANE
@@ -87,14 +87,6 @@ def columns_of(family: Family, sampler: Config, pairs: bool) -> dict[str, Column
     if pairs:
         columns |= {name: Column(dtype="float32", shape=shape) for name in (NOISE, IMAGE_FLOAT)}
     return columns if family.sample_labels(1, sampler) is None else columns | {LABEL: Column(dtype="int64")}
-
-
-def picture_shape(family: Family) -> tuple[int, int, int]:
-    """(C, H, W) of the pictures that samples become: of those that codes are decoded to, where samples are codes."""
-    decode = getattr(family, "decode", None)
-    codes = torch.zeros(1, *family.sample_shape, dtype=torch.int64)
-    channels, height, width = family.sample_shape if decode is None else decode(codes).shape[1:]
-    return channels, height, width
 
 
 def write_samples_shard(family: Family, spec: SampleSpec, out: str) -> ShardEntry:

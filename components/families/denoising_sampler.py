@@ -27,7 +27,10 @@ from components.functional.timesteps import Spacing
 from components.training.randomness import LANE, Draws
 
 Solver = Literal["euler", "heun", "midpoint", "rk4"]
-Name = Literal["ancestral", "ddim", "dpm_solver", "euler_maruyama", "reverse_diffusion", "predictor_corrector", "dopri5"] | Solver
+Name = Literal[
+    "ancestral", "ddim", "dpm_solver", "euler_maruyama", "reverse_diffusion", "predictor_corrector",
+    "euler", "heun", "midpoint", "rk4", "dopri5",
+]  # fmt: skip
 PER_STEP: dict[Solver, int] = {"euler": 1, "heun": 2, "midpoint": 2, "rk4": 4}  # evaluations
 
 

@@ -1,6 +1,5 @@
 """Rectified flow: the velocity of straight lines from noise to data (Liu et al. 2022, arXiv 2209.03003).
 
-
 It learns from `image`, each with noise of its own that is drawn anew every step; or from pairs, `noise` and `image_float`, which a trained
 flow has simulated: a row's noise and data stay together, and what is learnt is straighter (reflow). `distill` then learns one step from
 noise to data alone. Time runs from data at 0 to noise at 1, in the paper the other way: its velocity is minus ours.
@@ -27,11 +26,12 @@ from components.families.images import IMAGE, LABEL, image_shape, pixels
 from components.functional.flow_matching import logit_normal_times, straightness, transport_cost, transport_pairing
 from components.functional.noise_schedules import StraightLine
 from components.training.context import Context
+from components.training.randomness import LANE
 
 NOISE, IMAGE_FLOAT = "noise", "image_float"  # float32 (B, C, H, W): where a simulated path begins, and its end in [-1, 1]
 Dtype = Literal["uint8", "float32"]
 TIME_SCALE = 1000  # of the time that the network is told
-WALKED = 8  # one row in so many shows how straight the paths are, in so many steps
+WALKED = 8  # steps in which straightness is measured
 
 
 class RectifiedFlowConfig(DenoisingConfig):
@@ -125,22 +125,19 @@ class RectifiedFlow(Denoising):
     def evaluate(self, batch: Batch, ctx: Context) -> dict[str, tuple[Tensor, Tensor]]:
         """Of pairs also their transport cost, the mean squared error of one step from their noise, and how straight the model's paths are.
 
-        Straightness is that of one row in eight, walked in eight steps, so that it costs no more than the loss.
+        Straightness is that of the first row of each lane of eight, walked in eight steps, so that it costs no more than the loss.
         """
         scores = super().evaluate(batch, ctx)
-        if self.config.distill:
-            del scores["loss_by_time"]  # time 1 is the only one, and the loss there is the error of the one step
         if NOISE not in batch:
             return scores
         data, noise = self.ends(batch, ctx)
         labels, count = self._labels(batch), torch.tensor(len(data))
         scores["transport_cost"] = transport_cost(data, noise).sum(), count
         if self.config.distill:
-            return scores
+            return scores  # the loss is the error of the one step
         one_step = self.losses(data, noise, torch.ones(len(data), dtype=torch.float64, device=data.device), labels)
         scores["one_step_mse"] = one_step.double().sum(), count
-        some = slice(-ctx.first_row % WALKED, None, WALKED)
-        walked = self.straightness(noise[some], None if labels is None else labels[some])
+        walked = self.straightness(noise[::LANE], None if labels is None else labels[::LANE])
         scores["straightness"] = walked.sum(), torch.tensor(len(walked))
         return scores
 

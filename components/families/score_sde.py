@@ -56,8 +56,8 @@ class ScoreSDE(Denoising):
         data="images",
         model={"network": {"widths": (8, 16), "attention": (False, True), "blocks": 1, "groups": 4, "patch": 2}},
         optimizer=OptimizerConfig(lr=3e-3),
-        steps=100,
-        improves=0.5,
+        steps=60,
+        improves=0.6,
     )
 
     def __init__(self, config: ScoreSDEConfig) -> None:
