@@ -22,6 +22,14 @@ def to_images(family: Family, samples: Tensor) -> Tensor:
     return (images.clamp(0, 1) * 255).round().to(torch.uint8).cpu()
 
 
+def picture_shape(family: Family) -> tuple[int, int, int]:
+    """(C, H, W) of the pictures that samples of `family` become; raises UserError when it does not generate, or has no way to pictures."""
+    decode = getattr(family, "decode", None)
+    shape = family.sample_shape if decode is None else decode(torch.zeros(1, *family.sample_shape, dtype=torch.int64)).shape[1:]
+    channels, height, width = shape
+    return channels, height, width
+
+
 def write_samples(family: Family, count: int, seed: int, sampler: Config, url: str) -> list[str]:
     """Draws `count` samples into `samples.png` and `samples.safetensors` (tensors `samples` and `images`); returns their URLs.
 

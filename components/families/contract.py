@@ -90,6 +90,7 @@ class Family(nn.Module):
     recomputed: tuple[str, ...] = ()  # fnmatch patterns of module names for activation checkpointing
     kept: ClassVar[tuple[str, ...]] = ()  # adopted models that its model folder carries, since it is of no use without them
     mutable: ClassVar[tuple[str, ...]] = ()  # options that only change the loss, so that a run can change them on the way
+    default_sampler: AnyConfig | None = None  # that was chosen for this trained model; it lies in its folder (`model_folder.py`)
     surveyed_rows: int = 0  # training rows that `survey` sees before the first step, about so many
     proof: ClassVar[Proof]
     headline: ClassVar[tuple[str, Literal["min", "max"]]]  # the score of `evaluate` that says which checkpoint is best
@@ -151,6 +152,9 @@ class Family(nn.Module):
     def sample(self, count: int, seed: int, sampler: AnyConfig) -> Tensor:
         """`count` samples; equal seeds give equal samples. Families that do not generate raise UserError."""
         raise UserError(f"{type(self).__name__} does not generate samples; choose a generative family")
+
+    def require_sampler(self, sampler: AnyConfig) -> None:
+        """Raises UserError when this model cannot draw so, as far as it knows without drawing."""
 
     def adopt(self, name: str, model: Family) -> None:
         """Takes a trained model of an earlier stage (a tokenizer, a warm start); raises UserError for a name it has no use for.

@@ -176,8 +176,8 @@ class Prior(Family):
 
         Raises UserError for a label, top_k or guidance that this model does not have.
         """
+        self.require_sampler(sampler)
         assert isinstance(sampler, PriorSampler)
-        self._require_possible(sampler)
         device = self.transformer.norm.weight.device
         uniform = Draws(seed, 0, "sample", 0, device).uniform("codes", (count, self.config.length))
         conditions = self._conditions(count, sampler.label).to(device)
@@ -194,7 +194,8 @@ class Prior(Family):
         with torch.inference_mode():
             return self._tokenizer[0].to(codes.device).decode(codes)
 
-    def _require_possible(self, sampler: PriorSampler) -> None:
+    def require_sampler(self, sampler: AnyConfig) -> None:
+        assert isinstance(sampler, PriorSampler)
         c = self.config
         if sampler.label is not None and sampler.label >= c.num_classes:
             raise UserError(
