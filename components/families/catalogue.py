@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from components.families.classifier import Classifier
 from components.families.contract import Family
+from components.families.diffusion import Diffusion
 from components.families.prior import Prior
 from components.families.recognition import Recognition
 from components.families.vqgan import VQGAN
@@ -11,6 +12,7 @@ from components.families.vqvae import VQVAE
 
 FAMILIES: dict[str, type[Family]] = {
     "classifier": Classifier,
+    "diffusion": Diffusion,
     "prior": Prior,
     "recognition": Recognition,
     "vqgan": VQGAN,

@@ -149,8 +149,19 @@ class Family(nn.Module):
         """What the report draws of the scores that `finish` gave, beside their numbers."""
         return ()
 
-    def sample(self, count: int, seed: int, sampler: AnyConfig) -> Tensor:
-        """`count` samples; equal seeds give equal samples. Families that do not generate raise UserError."""
+    def sample(self, count: int, seed: int, sampler: AnyConfig, first: int = 0) -> Tensor:
+        """Rows `first`, a multiple of LANE, to `first` + `count` of the endless table of samples that `seed` and `sampler` name.
+
+        A row does not depend on which others are asked for. Families that do not generate raise UserError.
+        """
+        raise UserError(f"{type(self).__name__} does not generate samples; choose a generative family")
+
+    def sample_labels(self, count: int, sampler: AnyConfig, first: int = 0) -> Tensor | None:
+        """The classes (count,) int64 that those rows are drawn for; None where the model knows none."""
+        raise UserError(f"{type(self).__name__} does not generate samples; choose a generative family")
+
+    def evaluations(self, sampler: AnyConfig) -> int | None:
+        """How often the network runs for one sample, twice where guidance asks for both; None where the solver decides that."""
         raise UserError(f"{type(self).__name__} does not generate samples; choose a generative family")
 
     def require_sampler(self, sampler: AnyConfig) -> None:

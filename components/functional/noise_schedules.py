@@ -13,6 +13,8 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor
 
+from components.errors import UserError
+
 MAX_BETA = 0.999  # Nichol and Dhariwal 2021, arXiv 2102.09672, section 3.2
 
 
@@ -77,7 +79,7 @@ class Discrete(Schedule):
         return self._log_alpha(t).exp()
 
     def sigma(self, t: Tensor) -> Tensor:
-        return (-torch.expm1(2 * self._log_alpha(t))).sqrt()
+        return torch.expm1(2 * self._log_alpha(t)).abs().sqrt()
 
     def alpha_rate(self, t: Tensor) -> Tensor:
         return self._slope(t) * self.alpha(t)
@@ -102,7 +104,12 @@ class Discrete(Schedule):
 
 
 def linear_betas(levels: int = 1000) -> Tensor:
-    """From 1e-4 to 0.02 for 1000 levels; for others scaled by 1000 / T, so that the last level stays almost pure noise. (T,)"""
+    """From 1e-4 to 0.02 for 1000 levels; for others scaled by 1000 / T, so that the last level stays almost pure noise. (T,)
+
+    Raises UserError for 20 levels or fewer, where the last beta would not stay below 1.
+    """
+    if levels <= 20:
+        raise UserError(f"levels: {levels}; linear betas need more than 20, or the last one is not below 1; choose more, or cosine betas")
     return torch.linspace(1e-4, 0.02, levels, dtype=torch.float64) * (1000 / levels)
 
 

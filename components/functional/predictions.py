@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 import torch
@@ -19,21 +20,33 @@ Prediction = Literal["eps", "x0", "v", "velocity", "score"]
 Model = Callable[[Tensor, Tensor], Tensor]  # x (B, ...) and t () or (B,) float64 in [0, 1] -> a prediction (B, ...)
 
 
-@dataclass(frozen=True)
 class Coefficients:
-    """A schedule at times t, shaped to multiply x: (B, 1, ...) or ()."""
+    """A schedule at times t, shaped to multiply x: (B, 1, ...) or (). Computed when first asked for, as few predictions need the rates."""
 
-    alpha: Tensor
-    sigma: Tensor
-    alpha_rate: Tensor
-    sigma_rate: Tensor
+    def __init__(self, schedule: Schedule, t: Tensor, shaped: Callable[[Tensor], Tensor]) -> None:
+        self._schedule, self._t, self._shaped = schedule, t, shaped
 
     @classmethod
     def at(cls, schedule: Schedule, t: Tensor, x: Tensor) -> Coefficients:
         """For x (B, ...) and t (B,) or (), in the type and on the device of x."""
-        shape = t.shape + (1,) * (x.dim() - 1) if t.dim() else ()
-        values = (schedule.alpha(t), schedule.sigma(t), schedule.alpha_rate(t), schedule.sigma_rate(t))
-        return cls(*(value.to(x.device, x.dtype).reshape(shape) for value in values))
+        shape, device, dtype = t.shape + (1,) * (x.dim() - 1) if t.dim() else (), x.device, x.dtype
+        return cls(schedule, t, lambda value: value.to(device, dtype).reshape(shape))
+
+    @cached_property
+    def alpha(self) -> Tensor:
+        return self._shaped(self._schedule.alpha(self._t))
+
+    @cached_property
+    def sigma(self) -> Tensor:
+        return self._shaped(self._schedule.sigma(self._t))
+
+    @cached_property
+    def alpha_rate(self) -> Tensor:
+        return self._shaped(self._schedule.alpha_rate(self._t))
+
+    @cached_property
+    def sigma_rate(self) -> Tensor:
+        return self._shaped(self._schedule.sigma_rate(self._t))
 
 
 def noised(x0: Tensor, eps: Tensor, at: Coefficients) -> Tensor:

@@ -1,0 +1,113 @@
+"""Samplers that follow the probability flow dx/dt = velocity(x, t): without noise, and back again the same way.
+
+Song et al. 2021, arXiv 2011.13456, section 4.3; on the straight line it is the flow of rectified flow (Liu et al. 2022, arXiv 2209.03003).
+The flow of a schedule that starts at a time above 0, where the noise grows as a root, ends there, and the predicted data are the result.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torchdiffeq import odeint
+
+from components.errors import UserError, did_you_mean
+from components.functional.predictions import Denoiser
+
+Method = Literal["euler", "heun", "midpoint", "rk4"]
+Tableau = tuple[Sequence[float], Sequence[Sequence[float]], Sequence[float]]  # where, from which slopes, and the weights of all
+
+TABLEAUS: dict[str, Tableau] = {
+    "euler": ((0.0,), ((),), (1.0,)),
+    "heun": ((0.0, 1.0), ((), (1.0,)), (0.5, 0.5)),
+    "midpoint": ((0.0, 0.5), ((), (0.5,)), (0.0, 1.0)),
+    "rk4": ((0.0, 0.5, 0.5, 1.0), ((), (0.5,), (0.0, 0.5), (0.0, 0.0, 1.0)), (1 / 6, 1 / 3, 1 / 3, 1 / 6)),  # the classical one
+}
+MAX_STEPS = 10_000  # of the adaptive solver, 6 evaluations each
+State = tuple[Tensor, ...]  # each with a row for every row of a batch
+
+
+def ode(denoiser: Denoiser, x: Tensor, times: Tensor, *, method: Method = "heun") -> Tensor:
+    """x (B, ...) at times[0] carried to times[-1] by a method of Runge and Kutta: 1, 2, 2 or 4 evaluations an interval.
+
+    Where `times` end before the schedule's start the flow ends at the start, and one more evaluation gives the data. Rising times carry data
+    to noise. Raises UserError where times do not keep one direction or the prediction tells no velocity at a time that is asked.
+    """
+    if method not in TABLEAUS:
+        raise UserError(f"unknown method {method!r} of an ODE sampler: {did_you_mean(method, TABLEAUS)}")
+    steps, denoise = _flow_times(denoiser, times)
+    places, rows, weights = TABLEAUS[method]
+    _check_ends(denoiser, steps if 1.0 in places else steps[:-1])
+    for t, s in pairwise(steps):
+        slopes: list[Tensor] = []
+        for place, row in zip(places, rows, strict=True):
+            slopes.append(denoiser.predict("velocity", _moved(x, s - t, row, slopes), torch.lerp(t, s, place)))
+        x = _moved(x, s - t, weights, slopes)
+    return denoiser.predict("x0", x, steps[-1]) if denoise else x
+
+
+def dopri5(denoiser: Denoiser, x: Tensor, start: float = 1.0, end: float = 0.0, *, rtol: float = 1e-5, atol: float = 1e-5) -> Tensor:
+    """x (B, ...) at time `start` carried to `end`, either way, by Dormand and Prince's method with steps of its own choice.
+
+    Ends as `ode` does; data at 0 are taken to be at the schedule's start. The steps are those that the worst row needs, so that within the
+    tolerances a row depends on its batch. Raises UserError as `ode`, for tolerances that are none, and where the model is not finite.
+    """
+    steps, denoise = _flow_times(denoiser, torch.tensor([start, end], dtype=torch.float64))
+    _check_ends(denoiser, steps)
+    if len(steps) > 1:
+        (moved,) = solve(lambda t, state: (denoiser.predict("velocity", state[0].to(x.dtype), t),), (x,), steps, rtol=rtol, atol=atol)
+        x = moved.to(x.dtype)
+    return denoiser.predict("x0", x, steps[-1]) if denoise else x
+
+
+def solve(field: Callable[[Tensor, State], State], state: State, times: Tensor, *, rtol: float, atol: float) -> State:
+    """`state` at times[0] carried to times[-1] along d state / dt = `field`, as float64, by adaptive steps that suit its worst row.
+
+    Raises UserError for tolerances that are none and where no step is small enough.
+    """
+    if not (rtol > 0 and atol > 0):
+        raise UserError(f"rtol={rtol:g} and atol={atol:g}: give two tolerances above 0, such as 1e-5")
+    times = times.to(state[0].device)
+    options = {"norm": _worst_row, "max_num_steps": MAX_STEPS, "step_t": times[-1:]}  # meets the end, for past it a schedule is not defined
+    try:
+        path = odeint(field, tuple(part.double() for part in state), times, rtol=rtol, atol=atol, method="dopri5", options=options)
+    except AssertionError as error:  # is how the solver gives up
+        reason = str(error).split(":")[0]
+        raise UserError(f"no step is small enough ({reason}): is the model finite? If so, raise rtol={rtol:g} and atol={atol:g}") from error
+    return tuple(part[-1] for part in path)
+
+
+def _worst_row(errors: State) -> Tensor:
+    """The largest root mean square of a row, errors being in units of what is allowed."""
+    return torch.stack([part.flatten(1).square().mean(1).max() for part in errors]).max().sqrt()
+
+
+def _moved(x: Tensor, step: Tensor, weights: Sequence[float], slopes: list[Tensor]) -> Tensor:
+    for weight, slope in zip(weights, slopes, strict=True):
+        x = x + step * weight * slope if weight else x
+    return x
+
+
+def _flow_times(denoiser: Denoiser, times: Tensor) -> tuple[Tensor, bool]:
+    """The times between which the flow is followed, and whether the data are predicted at its end."""
+    steps = times.diff()
+    if len(steps) == 0 or not ((steps < 0).all() or (steps > 0).all()):
+        raise UserError(f"the times {_short(times)} neither fall nor rise throughout: give at least two, from 1 down to the data at 0")
+    start = denoiser.schedule.start
+    return times.clamp(min=start).unique_consecutive(), bool(times[-1] < min(start, float(times[0])))
+
+
+def _check_ends(denoiser: Denoiser, asked: Tensor) -> None:
+    """Raises UserError where noise or data can not be told from the other because their factor is 0."""
+    if denoiser.prediction in ("eps", "score") and not (denoiser.schedule.alpha(asked) > 0).all():
+        raise UserError(f"a prediction of {denoiser.prediction} tells no velocity where no data is left, at t = {float(asked.max()):g}: start later")
+    if (denoiser.prediction == "x0" or denoiser.clip) and not (denoiser.schedule.sigma(asked) > 0).all():
+        raise UserError("a prediction of x0, or one that is clipped, tells no velocity at t = 0: choose euler or midpoint, or end above 0")
+
+
+def _short(times: Tensor) -> str:
+    shown = [f"{t:g}" for t in times.tolist()]
+    return ", ".join(shown if len(shown) <= 6 else [*shown[:3], "...", *shown[-2:]])

@@ -1,0 +1,94 @@
+"""Samplers that run the SDE of a schedule backwards: Euler-Maruyama, reverse diffusion, and a predictor with a Langevin corrector.
+
+Song et al. 2021, arXiv 2011.13456, sections 3.3, 4 and appendices E to G. The SDE dx = f x dt + g dw with the schedule's marginals, read
+backwards, is dx = (f x - g^2 score) dt + g dw. All work for every schedule with data left at the first time (alpha > 0): VP, sub-VP,
+VE, and discrete levels, where a step of reverse diffusion is the paper's. The last step, to clean data, is the predicted data itself.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from components.errors import UserError
+from components.functional.noise_schedules import Schedule
+from components.functional.predictions import Denoiser, Noise
+
+
+def euler_maruyama(denoiser: Denoiser, x: Tensor, times: Tensor, noise: Noise, *, final: bool = False) -> Tensor:
+    """x (B, ...) at times[0] carried to times[-1]; one evaluation for each interval.
+
+    Where `times` end at 0 the last interval is one denoising step without noise; `final` adds such a step at an end above 0.
+    """
+    schedule = denoiser.schedule
+    for t, s in _steps(schedule, times):
+        drift = schedule.drift(t) * x - schedule.diffusion_squared(t) * denoiser.predict("score", x, t)
+        x = x + (s - t) * drift + (schedule.diffusion_squared(t) * (t - s)).sqrt() * noise(x)
+    return _finished(denoiser, x, times, final)
+
+
+def reverse_diffusion(denoiser: Denoiser, x: Tensor, times: Tensor, noise: Noise, *, final: bool = False) -> Tensor:
+    """As `euler_maruyama`, but each interval is the forward kernel x_t = a x_s + b z, turned round: x_s = (2 - a) x_t + b^2 score + b z.
+
+    Appendix E, eq. 46. The kernel is the schedule's own, whatever the interval; for discrete levels one apart a^2 = 1 - beta, b^2 = beta.
+    """
+    for t, s in _steps(denoiser.schedule, times):
+        x = _reversed(denoiser, x, t, s, noise)
+    return _finished(denoiser, x, times, final)
+
+
+def predictor_corrector(
+    denoiser: Denoiser, x: Tensor, times: Tensor, noise: Noise, *, snr: float = 0.16, corrections: int = 1, final: bool = False
+) -> Tensor:
+    """Reverse diffusion with `corrections` Langevin steps at the time before each interval: 1 + `corrections` evaluations for each.
+
+    Algorithms 4 and 5 of the paper, in the order of its code: the corrector first. `snr` is r in the step 2 a^2 (r |z| / |score|)^2.
+    """
+    if not snr > 0:
+        raise UserError(f"snr={snr} is no ratio of signal to noise: the corrector's steps need one above 0, such as 0.16")
+    if corrections < 0:
+        raise UserError(f"corrections={corrections}: give a number of corrector steps, 0 or more")
+    schedule = denoiser.schedule
+    for t, s in _steps(schedule, times):
+        for _ in range(corrections):
+            x = _corrected(denoiser, x, t, _kept(schedule, t, s), noise, snr)
+        x = _reversed(denoiser, x, t, s, noise)
+    return _finished(denoiser, x, times, final)
+
+
+def _reversed(denoiser: Denoiser, x: Tensor, t: Tensor, s: Tensor, noise: Noise) -> Tensor:
+    schedule = denoiser.schedule
+    kept = _kept(schedule, t, s)
+    variance = schedule.sigma(t).square() - kept.square() * schedule.sigma(s).square()
+    return (2 - kept) * x + variance * denoiser.predict("score", x, t) + variance.sqrt() * noise(x)
+
+
+def _corrected(denoiser: Denoiser, x: Tensor, t: Tensor, kept: Tensor, noise: Noise, snr: float) -> Tensor:
+    """One step of Langevin dynamics at time t."""
+    score, z = denoiser.predict("score", x, t), noise(x)
+    step = 2 * (kept * snr * _norms(z) / _norms(score)).square()
+    return x + step * score + (2 * step).sqrt() * z
+
+
+def _norms(x: Tensor) -> Tensor:
+    """Of each row, shaped to multiply x."""
+    return x.flatten(1).norm(dim=1).reshape(-1, *(1,) * (x.dim() - 1))
+
+
+def _kept(schedule: Schedule, t: Tensor, s: Tensor) -> Tensor:
+    """How much of x_s is in x_t: sqrt(1 - beta) of this one step."""
+    return schedule.alpha(t) / schedule.alpha(s)
+
+
+def _steps(schedule: Schedule, times: Tensor) -> list[tuple[Tensor, Tensor]]:
+    """The intervals that are simulated: without the last one where that is the denoising step."""
+    if not (schedule.alpha(times) > 0).all():
+        raise UserError(f"at t = {float(times[0]):g} no data is left and the SDE's drift is infinite: start later, or choose an ODE sampler")
+    ends = times[:-1] if times[-1] == 0 else times
+    return list(zip(ends[:-1], ends[1:], strict=True))
+
+
+def _finished(denoiser: Denoiser, x: Tensor, times: Tensor, final: bool) -> Tensor:
+    if times[-1] == 0:
+        return denoiser.predict("x0", x, times[-2])
+    return denoiser.predict("x0", x, times[-1]) if final else x
