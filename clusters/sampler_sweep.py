@@ -25,14 +25,14 @@ MAX_DEATHS = 3  # of one actor
 def run_settings(job: SamplingJob, reference: Reference, guide: SamplerGuide, cpus: float, gpus: float | None, at_most: int) -> None:
     """Tries what `guide` has on the cluster that this process is connected to, `at_most` settings at once.
 
-    `cpus` and `gpus` are those of one actor; None: one GPU where the cluster has any. Raises UserError when no node holds them, and for what
-    the user can mend in an actor; RuntimeError when one died more than `MAX_DEATHS` times.
+    `cpus` and `gpus` are those of one actor; None: one GPU where the cluster has any. Raises UserError when no node holds them, and for
+    what the user can mend in an actor; RuntimeError when one died more than `MAX_DEATHS` times.
     """
     if gpus is None:
         gpus = min(1.0, ray.cluster_resources().get("GPU", 0.0))
     held = capacity({"CPU": cpus} | ({"GPU": gpus} if gpus else {}))
     shared = ray.put(reference.to_bytes())
-    actor = ray.remote(num_cpus=cpus, num_gpus=gpus, max_restarts=MAX_DEATHS, max_task_retries=MAX_DEATHS)(_Sampler)
+    actor: Any = ray.remote(num_cpus=cpus, num_gpus=gpus, max_restarts=MAX_DEATHS, max_task_retries=MAX_DEATHS)(_Sampler)
     free: list[Any] = []
     running: dict[Any, tuple[Any, int]] = {}
     try:

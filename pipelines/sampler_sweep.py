@@ -81,12 +81,12 @@ class SamplerSweep:
         progress.ends(STAGE, found, made)
         return found, made
 
-    def write(self, artifact: Artifact) -> None:
-        """Makes the best setting the default of the model."""
+    def write(self, artifact: Artifact) -> str:
+        """Makes the best setting the default of the model; returns the file that says so."""
         found = read_settings(artifact)
         best = found["settings"][found["best"]]
         about = {"sweep": artifact.name, "data": found["inputs"]["data"], "judge": found["inputs"]["judge"], "scores": best["scores"]}
-        write_sampler(self.sources["model"].url, sampler_of(self.config, best["values"]), about)
+        return write_sampler(self.sources["model"].url, sampler_of(self.config, best["values"]), about)
 
     def _run(self, task: Task[SamplerSweepConfig], at_most: int) -> None:
         started = time.perf_counter()

@@ -51,7 +51,9 @@ class SamplerSweepConfig(Config):
     @classmethod
     def _base_is_of_the_family(cls, value: Any, info: ValidationInfo) -> Any:
         sampler = family_class(info.data["family"]).Sampler if "family" in info.data else None
-        return value if isinstance(value, Config) or sampler is None else sampler.parse(value or {}, f"base, sampler of {info.data['family']}")
+        return (
+            value if isinstance(value, Config) or sampler is None else sampler.parse(value or {}, f"base, sampler of {info.data['family']}")
+        )
 
     @field_validator("vary", mode="before")
     @classmethod
@@ -73,7 +75,8 @@ class SamplerSweepConfig(Config):
 
     def identity(self) -> dict[str, Any]:
         """What decides the result, as JSON values."""
-        return {name: value for name, value in self.to_json().items() if name != "resources"} | {"trials": self.num_trials}
+        trials = {} if self.search == "grid" else {"trials": self.num_trials}
+        return {name: value for name, value in self.to_json().items() if name != "resources"} | trials
 
 
 def configure_sampler_sweep(family: str, file: str | None, vary: Iterable[str], assignments: list[str]) -> SamplerSweepConfig:
@@ -113,7 +116,7 @@ def check_setting(config: SamplerSweepConfig, values: Values, model: Family, ori
     """Raises UserError when the model cannot draw with these values, as far as it knows without drawing."""
     sampler = sampler_of(config, values, origin)
     try:
-        model.require_sampler(sampler)
+        model.settled(sampler)
     except UserError as error:
         raise UserError(f"{origin}: {error}") from None
 

@@ -137,7 +137,7 @@ class SamplerSweepGuide:
         done = sum(each.outcome is not None for each in self.settings)
         best, name = self.ranked()[:1], self._config.judge.score
         facts = [f"best {name} {number(each.score(name) or 0.0)} (trial {each.number})" for each in best]
-        return {"step": done, "steps": self._config.num_trials, "facts": facts, "best": {name: each.score(name) for each in best}}
+        return {"step": done, "steps": self._config.num_trials, "facts": facts, "best": {name: best[0].score(name)} if best else {}}
 
     def _told(self, setting: Setting) -> str:
         """One line about a setting that has ended."""

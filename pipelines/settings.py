@@ -92,7 +92,7 @@ def sampler_settings(family: Family, file: str | None, assignments: list[str]) -
         raise UserError(f"{type(family).__name__} does not generate samples; give a model that does, such as a prior")
     values = {} if file is None else read_yaml(file)
     sampler = family.default_sampler or family.Sampler()
-    named = [text.partition("=")[2] for text in assignments if text.startswith("sampler=")] or [values.get("sampler")]
+    named: list[Any] = [text.partition("=")[2] for text in assignments if text.startswith("sampler=")] or [values.get("sampler")]
     if named[-1] not in (None, getattr(sampler, "sampler", None)):
         sampler = family.Sampler()
     return override(sampler if file is None else merge(sampler, values, file), assignments)

@@ -129,7 +129,9 @@ def score_samples(model: Family, judge: Classifier, reference: Reference, count:
     Raises UserError for a sampler that the model has not, or that leaves the finite numbers, and for too few samples.
     """
     require_enough(judge, count, "samples:")
-    parts, pictures, seconds = [], [], 0.0
+    parts: list[Tally] = []
+    pictures: list[Tensor] = []
+    seconds = 0.0
     with _rows_counted(model) as seen:
         started = time.perf_counter()
         for images in drawn(model, count, seed, sampler):
@@ -148,7 +150,9 @@ def drawn(model: Family, count: int, seed: int, sampler: Config) -> Iterator[Ten
         samples = model.sample(min(CHUNK, count - first), seed, sampler, first)
         if not samples.isfinite().all():
             row = first + int((~samples.isfinite().flatten(1)).any(1).nonzero()[0])
-            raise UserError(f"sample {row} is not finite: this sampler leaves the numbers; take more steps, less guidance or another sampler")
+            raise UserError(
+                f"sample {row} is not finite: this sampler leaves the numbers; take more steps, less guidance or another sampler"
+            )
         yield to_images(model, samples)
 
 

@@ -164,8 +164,13 @@ class Family(nn.Module):
         """How often the network runs for one sample, twice where guidance asks for both; None where the solver decides that."""
         raise UserError(f"{type(self).__name__} does not generate samples; choose a generative family")
 
-    def require_sampler(self, sampler: AnyConfig) -> None:
-        """Raises UserError when this model cannot draw so, as far as it knows without drawing."""
+    def bits_per_dim(self, images: Tensor, ctx: Context, labels: Tensor | None = None) -> Tensor:
+        """Bits for each number of images (B, C, H, W) uint8, given their classes (B,) where the model knows some: (B,) float64."""
+        raise UserError(f"{type(self).__name__} has no likelihood of pictures; give a model that has, such as a diffusion")
+
+    def settled(self, sampler: AnyConfig) -> AnyConfig:
+        """The sampler with nothing left open; raises UserError when an option of it does not fit this model."""
+        return sampler
 
     def adopt(self, name: str, model: Family) -> None:
         """Takes a trained model of an earlier stage (a tokenizer, a warm start); raises UserError for a name it has no use for.

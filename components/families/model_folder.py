@@ -94,9 +94,11 @@ def read_family(url: str) -> str:
     return _header(url)["family"]
 
 
-def write_sampler(url: str, sampler: Config, about: dict[str, Any]) -> None:
-    """Makes `sampler` the default of the model at `url`, in one atomic step; `about` says how it was chosen."""
-    storage.write_json(storage.join(url, SAMPLER), {"family": _header(url)["family"], "sampler": sampler.to_json(), "chosen": about})
+def write_sampler(url: str, sampler: Config, about: dict[str, Any]) -> str:
+    """Makes `sampler` the default of the model at `url`, in one atomic step; `about` says how it was chosen. Returns the file."""
+    place = storage.join(url, SAMPLER)
+    storage.write_json(place, {"family": _header(url)["family"], "sampler": sampler.to_json(), "chosen": about})
+    return place
 
 
 def _read_sampler(url: str, cls: type[Family]) -> Config | None:

@@ -177,8 +177,8 @@ class Prior(Family):
 
         Raises UserError for a label, top_k or guidance that this model does not have.
         """
-        self.require_sampler(sampler)
         assert isinstance(sampler, PriorSampler)
+        self.settled(sampler)
         device = self.transformer.norm.weight.device
         uniform = Draws(seed, 0, "sample", first, device).uniform("codes", (count, self.config.length))
         labels = self.sample_labels(count, sampler, first)
@@ -207,7 +207,8 @@ class Prior(Family):
         with torch.inference_mode():
             return self._tokenizer[0].to(codes.device).decode(codes)
 
-    def require_sampler(self, sampler: AnyConfig) -> None:
+    def settled(self, sampler: AnyConfig) -> PriorSampler:
+        """The sampler as it is. Raises UserError for a label, top_k or guidance that this model does not have."""
         assert isinstance(sampler, PriorSampler)
         c = self.config
         if sampler.label is not None and sampler.label >= c.num_classes:
@@ -218,6 +219,7 @@ class Prior(Family):
             raise UserError(f"sampler.top_k={sampler.top_k} is more than the {c.code_count} codes there are; lower it or leave it out")
         if sampler.guidance != 1 and not c.condition_dropout:
             raise UserError(f"sampler.guidance={sampler.guidance} needs a prior trained with condition_dropout above 0; set guidance=1")
+        return sampler
 
     @torch.inference_mode()
     def _draw_codes(self, codes: Tensor, conditions: Tensor, uniform: Tensor, sampler: PriorSampler) -> None:

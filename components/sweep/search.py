@@ -44,7 +44,9 @@ def grid_values(spaces: Mapping[str, Space]) -> list[Values]:
     """Every combination of choices once, the last key fastest; raises UserError for a space that is none."""
     for key, space in spaces.items():
         if space.choice is None:
-            raise UserError(f"vary {key}: a grid needs a choice, and {space.kind}: [{space.low:g}, {space.high:g}] is none; list its values")
+            raise UserError(
+                f"vary {key}: a grid needs a choice, and {space.kind}: [{space.low:g}, {space.high:g}] is none; list its values"
+            )
     found: list[Values] = [{}]
     for key in in_order(spaces):
         space = spaces[key]
