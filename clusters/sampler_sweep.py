@@ -38,8 +38,8 @@ def run_settings(job: SamplingJob, reference: Reference, guide: SamplerGuide, cp
     try:
         while True:
             while (free or len(running) < min(held, at_most)) and (trial := guide.next()) is not None:
-                chosen = free.pop() if free else actor.remote(job.to_json(), shared, gpus > 0)
-                running[chosen.run.remote(dict(trial.sampler))] = chosen, trial.number
+                chosen = free.pop() if free else actor.remote(job.to_json(), gpus > 0)
+                running[chosen.run.remote(dict(trial.sampler), shared)] = chosen, trial.number
             if not running:
                 return
             (ended, *_), _ = ray.wait(list(running), num_returns=1)
@@ -64,15 +64,15 @@ def _outcome(ended: Any, number: int) -> SamplingOutcome:
 class _Sampler:
     """One process. A user's mistake travels as text, since an exception would come back wrapped in Ray's own and its traceback."""
 
-    def __init__(self, job: dict[str, Any], reference: bytes, gpu: bool) -> None:
-        self._job, self._reference, self._gpu = job, reference, gpu
+    def __init__(self, job: dict[str, Any], gpu: bool) -> None:
+        self._job, self._gpu = job, gpu
         self._bench: Bench | None = None
 
-    def run(self, sampler: dict[str, Any]) -> dict[str, Any]:
+    def run(self, sampler: dict[str, Any], reference: bytes) -> dict[str, Any]:
         try:
             if self._bench is None:
                 device = torch.device("cuda" if self._gpu else "cpu")
-                self._bench = Bench.load(SamplingJob.parse(self._job, "job"), Reference.from_bytes(self._reference), device)
+                self._bench = Bench.load(SamplingJob.parse(self._job, "job"), Reference.from_bytes(reference), device)
             return {"outcome": self._bench.run(sampler).to_json()}
         except UserError as error:
             return {"user_error": str(error)}
