@@ -27,7 +27,7 @@ def ddim(denoiser: Denoiser, x: Tensor, times: Tensor, noise: Noise | None = Non
         if path.sigmas[step + 1] == 0:
             return x0
         std = noise_std(path, step, eta)
-        x = path.alphas[step + 1] * x0 + (path.sigmas[step + 1] ** 2 - std**2) ** 0.5 * eps
+        x = path.alphas[step + 1] * x0 + max(path.sigmas[step + 1] ** 2 - std**2, 0.0) ** 0.5 * eps
         if noise is not None and std > 0:
             x = x + std * noise(x)
     return x
@@ -35,7 +35,7 @@ def ddim(denoiser: Denoiser, x: Tensor, times: Tensor, noise: Noise | None = Non
 
 def noise_std(path: Path, step: int, eta: float) -> float:
     """Standard deviation of the fresh noise of a step, eq. 16: eta times that of the posterior q(x_s | x_t, x_0), for any schedule."""
-    return eta * path.sigmas[step + 1] / path.sigmas[step] * max(path.kernel_variance(step), 0.0) ** 0.5
+    return eta * path.sigmas[step + 1] / path.sigmas[step] * path.kernel_variance(step) ** 0.5
 
 
 def ddim_invert(denoiser: Denoiser, x: Tensor, times: Tensor) -> Tensor:

@@ -88,19 +88,15 @@ class Discrete(Schedule):
         return -self._slope(t) * self.alpha(t).square() / self.sigma(t)
 
     def _log_alpha(self, t: Tensor) -> Tensor:
-        place, below = self._place(t)
+        place = t.double() * self.levels
+        below = place.long().clamp(0, self.levels - 1)
         table = self._log_alphas.to(t.device)
         return torch.lerp(table[below], table[below + 1], place - below)
 
     def _slope(self, t: Tensor) -> Tensor:
-        _, below = self._place(t)
+        """Of the interval that ends at t; (i + 1) / T is rounded, and may lie a little above its level."""
+        below = (t.double() * self.levels - 1e-9).ceil().long().clamp(1, self.levels) - 1
         return self._log_alphas.to(t.device).diff()[below] * self.levels
-
-    def _place(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        place = t.double() * self.levels
-        nearest = place.round()
-        place = torch.where((place - nearest).abs() < 1e-9, nearest, place)  # t = (i + 1) / T is rounded: a level is met exactly
-        return place, (place.ceil().long() - 1).clamp(0, self.levels - 1)  # slopes are those of the interval that ends at t
 
 
 def linear_betas(levels: int = 1000) -> Tensor:

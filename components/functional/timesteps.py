@@ -43,7 +43,10 @@ def times_of_levels(schedule: Discrete, levels: Tensor) -> Tensor:
 
 
 def leading(levels: int, steps: int) -> Tensor:
-    """0, k, 2k, ... with k = levels // steps, falling: (steps,) int64. Never visits the last level."""
+    """0, k, 2k, ... with k = levels // steps, falling: (steps,) int64.
+
+    With fewer steps than levels the last level, pure noise, is left out; where `steps` is no divisor, many may be.
+    """
     _check_steps(steps, levels)
     return torch.arange(steps).flip(0) * (levels // steps)
 
@@ -142,7 +145,7 @@ class Path:
     def kernel_variance(self, step: int) -> float:
         """Variance of x_t given x_s, for the times t and s before and after the step; beta where alpha^2 + sigma^2 is 1."""
         ratio = self.alphas[step] / self.alphas[step + 1]
-        return self.sigmas[step] ** 2 - (ratio * self.sigmas[step + 1]) ** 2
+        return max(self.sigmas[step] ** 2 - (ratio * self.sigmas[step + 1]) ** 2, 0.0)
 
 
 def path_of(denoiser: Denoiser, times: Tensor) -> Path:

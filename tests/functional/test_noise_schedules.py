@@ -60,6 +60,13 @@ def test_a_level_is_met_exactly_and_comes_back_from_its_time() -> None:
     assert schedule.start == t[1].item()
 
 
+def test_at_a_level_the_rate_is_that_of_the_kernel_which_ends_there() -> None:
+    """Times (i + 1) / T are rounded; whichever way, the beta is the level's own."""
+    schedule = Discrete(linear_betas(997))
+    t = schedule.time_of(torch.arange(997))
+    torch.testing.assert_close(schedule.alpha_rate(t) / schedule.alpha(t), torch.log1p(-schedule.betas) / 2 * 997, atol=1e-9, rtol=1e-9)
+
+
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_rates_are_derivatives(name: str) -> None:
     schedule, h = SCHEDULES[name], 1e-6

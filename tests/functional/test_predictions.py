@@ -48,7 +48,9 @@ def test_v_is_that_of_progressive_distillation() -> None:
     x0, eps, x, at = drawn("cosine", torch.float64, torch.tensor([0.3], dtype=torch.float64))
     angle = torch.atan2(at.sigma, at.alpha)
     torch.testing.assert_close(target("v", x0, eps, at), angle.cos() * eps - angle.sin() * x0)
-    torch.testing.assert_close(to_x0_and_eps("v", target("v", x0, eps, at), x, at)[0], angle.cos() * x - angle.sin() * target("v", x0, eps, at))
+    torch.testing.assert_close(
+        to_x0_and_eps("v", target("v", x0, eps, at), x, at)[0], angle.cos() * x - angle.sin() * target("v", x0, eps, at)
+    )
 
 
 def test_the_velocity_is_the_derivative_of_the_noised_data() -> None:
