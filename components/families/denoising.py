@@ -7,7 +7,7 @@ A family says which one, at which times it learns, and which samplers fit it: it
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import ClassVar, Self
 
 import torch
@@ -18,13 +18,15 @@ from components.config import Config
 from components.config import Config as AnyConfig
 from components.errors import UserError
 from components.families.contract import Batch, DataShape, Family, Phase, PhaseOutput
-from components.families.denoising_sampler import DenoisingSampler, Name, method_of, noise_by_row, settled
+from components.families.denoising_sampler import METHODS, DenoisingSampler, Name, method_of, noise_by_row, settled
 from components.families.images import LABEL, classes_in_turn, image_shape, pixels, require_below
 from components.functional.ddim import slerp
+from components.functional.likelihood import bits_per_dim, dequantized, log_likelihood
 from components.functional.noise_schedules import Schedule
 from components.functional.predictions import Coefficients, Denoiser, Noise, Prediction, noised, target
 from components.functional.timesteps import times_of
 from components.networks.unet import UNetConfig
+from components.report.findings import Chart, Series
 from components.training.context import Context
 from components.training.randomness import Draws
 
@@ -138,6 +140,20 @@ class Denoising(Family):
             "loss_by_time": (by_time, torch.bincount(quarter, minlength=QUARTERS)),
         }
 
+    def finish(self, totals: Mapping[str, tuple[Tensor, Tensor]], rows: Mapping[str, Tensor]) -> dict[str, float | list[float]]:
+        """The quotients; of a few rows, which do not reach each quarter, the loss over all time alone."""
+        return super().finish({name: (total, count) for name, (total, count) in totals.items() if count.all()}, rows)
+
+    @classmethod
+    def charts(cls, scores: Mapping[str, float | list[float]]) -> tuple[Chart, ...]:
+        losses = scores.get("loss_by_time")
+        if not isinstance(losses, list):
+            return ()
+        places = tuple((quarter + 0.5) / QUARTERS for quarter in range(QUARTERS))
+        curve = Series(name="held-out pictures", x=places, y=tuple(losses))
+        caption = "Mean over each quarter of time, from data at 0 to noise at 1."
+        return (Chart(title="Loss over time", caption=caption, x_label="time", y_label="loss", series=(curve,)),)
+
     def _labels(self, batch: Batch) -> Tensor | None:
         """Classes (B,) int64, none without classes; raises UserError for one that the model does not know."""
         if not self.config.num_classes:
@@ -153,6 +169,8 @@ class Denoising(Family):
         prediction_none + guidance (prediction_class - prediction_none), both from one batch (Ho and Salimans 2022, arXiv 2207.12598).
         """
         none = torch.full_like(labels, self.config.num_classes) if labels is not None else None
+        if none is None and self.config.num_classes and not self.config.condition_dropout:
+            raise UserError("the model was trained with classes alone, condition_dropout being 0; give labels")
 
         def model(x: Tensor, t: Tensor) -> Tensor:
             if labels is None or none is None or guidance == 1:
@@ -219,14 +237,16 @@ class Denoising(Family):
     def encode(self, images: Tensor, sampler: AnyConfig, labels: Tensor | None = None) -> Tensor:
         """The noise (B, C, H, W) from which `from_noise`, with clip=false, comes back to images (B, C, H, W) in [0, 1].
 
-        Raises UserError for a sampler that cannot be walked backwards: `ddim` with eta=0 and `dopri5` can.
+        Raises UserError for a sampler that cannot be walked backwards: `ddim` with eta=0 and solvers of the probability flow can.
         """
         assert isinstance(sampler, DenoisingSampler)
         settled, times = self._times(sampler)
         back = method_of(settled).back
         if back is None or settled.eta:
-            fitting = " or ".join(name for name in ("ddim with eta=0", "dopri5") if name.split()[0] in self.samplers)
-            raise UserError(f"sampler={settled.sampler} eta={settled.eta} cannot be walked from data to noise; choose {fitting}")
+            fitting = ", ".join(name for name in self.samplers if METHODS[name].back is not None)
+            raise UserError(
+                f"sampler={settled.sampler} eta={settled.eta:g} cannot be walked from data to noise; choose, with eta=0, one of {fitting}"
+            )
         denoiser = self.denoiser(labels, settled.guidance, clip=bool(sampler.clip))
         with torch.inference_mode():
             return back(denoiser, 2 * images.to(self._device) - 1, times, settled) / self._spread
@@ -243,8 +263,14 @@ class Denoising(Family):
         return torch.stack([data.add(1).div(2).clamp(0, 1) for data in between])
 
     def bits_per_dim(self, images: Tensor, ctx: Context, labels: Tensor | None = None) -> Tensor:
-        """Bits a pixel and channel (B,) float64 that images (B, C, H, W) uint8 cost under the model."""
-        raise NotImplementedError
+        """Bits for each of the numbers of images (B, C, H, W) uint8: (B,) float64, along the probability flow.
+
+        By one dequantization and one Hutchinson probe of `ctx.random` for each row; of no class without `labels`.
+        """
+        shape = tuple(images.shape)
+        data = dequantized(images, ctx.random.uniform("dequantization", shape))
+        nats = log_likelihood(self.denoiser(labels, clip=False), data, noise=lambda like: ctx.random.normal("probe", shape).to(like.dtype))
+        return bits_per_dim(nats, data[0].numel())
 
     def _drawn(self, count: int, seed: int, sampler: AnyConfig, first: int) -> Iterator[tuple[slice, Tensor, Tensor]]:
         """Rows of the samples asked for, their noise and their data, in parts of the sampler's batch size."""

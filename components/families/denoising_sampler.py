@@ -27,7 +27,10 @@ from components.functional.timesteps import Spacing
 from components.training.randomness import LANE, Draws
 
 Solver = Literal["euler", "heun", "midpoint", "rk4"]
-Name = Literal["ancestral", "ddim", "dpm_solver", "euler_maruyama", "reverse_diffusion", "predictor_corrector", "dopri5"] | Solver
+Name = Literal[
+    "ancestral", "ddim", "dpm_solver", "euler_maruyama", "reverse_diffusion", "predictor_corrector",
+    "euler", "heun", "midpoint", "rk4", "dopri5",
+]  # fmt: skip
 PER_STEP: dict[Solver, int] = {"euler": 1, "heun": 2, "midpoint": 2, "rk4": 4}  # evaluations
 
 
@@ -71,6 +74,7 @@ def _solver(method: Solver, steps: int) -> Method:
         run=lambda denoiser, x, times, noise, sampler: ode(denoiser, x, times, method=method),
         steps=steps,
         options=("steps", "spacing"),
+        back=lambda denoiser, x, times, sampler: ode(denoiser, x, times.flip(0), method=method),
         cost=lambda sampler, schedule: PER_STEP[method] * steps_of(sampler) + (schedule.start > 0),
     )
 

@@ -14,7 +14,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from components.errors import UserError, did_you_mean
+from components.errors import UserError
 from components.functional.ode_samplers import State, solve
 from components.functional.predictions import Denoiser, Noise
 
@@ -36,7 +36,7 @@ def log_likelihood(
     of which it asks once. Both count one evaluation each. The steps are those that the worst row needs.
     """
     if divergence not in ("exact", "hutchinson"):
-        raise UserError(f"unknown divergence {divergence!r}: {did_you_mean(divergence, ('exact', 'hutchinson'))}")
+        raise UserError(f"divergence: {divergence!r} is not known; choose exact or hutchinson")
     schedule = denoiser.schedule
     with torch.inference_mode(False), torch.no_grad():
         x = x.clone()  # of a caller in inference mode, whose tensors have no derivatives
@@ -80,8 +80,7 @@ def _coordinates(x: Tensor) -> list[Tensor]:
 
 
 def _signs(x: Tensor, noise: Noise | None) -> Tensor:
-    if noise is None:
-        raise UserError("divergence='hutchinson' needs noise to estimate it with: give it, or choose 'exact'")
+    assert noise is not None, "hutchinson draws noise"
     return torch.where(noise(x) < 0, -1.0, 1.0).to(x.dtype)
 
 

@@ -16,6 +16,7 @@ from torchdiffeq import odeint
 
 from components.errors import UserError, did_you_mean
 from components.functional.predictions import Denoiser
+from components.functional.timesteps import checked
 
 Method = Literal["euler", "heun", "midpoint", "rk4"]
 Tableau = tuple[Sequence[float], Sequence[Sequence[float]], Sequence[float]]  # where, from which slopes, and the weights of all
@@ -33,11 +34,11 @@ State = tuple[Tensor, ...]  # each with a row for every row of a batch
 def ode(denoiser: Denoiser, x: Tensor, times: Tensor, *, method: Method = "heun") -> Tensor:
     """x (B, ...) at times[0] carried to times[-1] by a method of Runge and Kutta: 1, 2, 2 or 4 evaluations an interval.
 
-    Where `times` end before the schedule's start the flow ends at the start, and one more evaluation gives the data. Rising times carry data
-    to noise. Raises UserError where times do not keep one direction or the prediction tells no velocity at a time that is asked.
+    Where `times` end before the schedule's start the flow ends at the start, and one more evaluation gives the data. Rising times carry
+    data to noise. Raises UserError where times do not keep one direction or the prediction tells no velocity at a time that is asked.
     """
     if method not in TABLEAUS:
-        raise UserError(f"unknown method {method!r} of an ODE sampler: {did_you_mean(method, TABLEAUS)}")
+        raise UserError(f"method: {method!r} is no ODE method; {did_you_mean(method, TABLEAUS)}")
     steps, denoise = _flow_times(denoiser, times)
     places, rows, weights = TABLEAUS[method]
     _check_ends(denoiser, steps if 1.0 in places else steps[:-1])
@@ -69,20 +70,22 @@ def solve(field: Callable[[Tensor, State], State], state: State, times: Tensor, 
     Raises UserError for tolerances that are none and where no step is small enough.
     """
     if not (rtol > 0 and atol > 0):
-        raise UserError(f"rtol={rtol:g} and atol={atol:g}: give two tolerances above 0, such as 1e-5")
+        raise UserError(f"rtol: {rtol:g}, atol: {atol:g}; tolerances above 0 are expected, such as 1e-5")
     times = times.to(state[0].device)
     options = {"norm": _worst_row, "max_num_steps": MAX_STEPS, "step_t": times[-1:]}  # meets the end, for past it a schedule is not defined
     try:
         path = odeint(field, tuple(part.double() for part in state), times, rtol=rtol, atol=atol, method="dopri5", options=options)
     except AssertionError as error:  # is how the solver gives up
         reason = str(error).split(":")[0]
-        raise UserError(f"no step is small enough ({reason}): is the model finite? If so, raise rtol={rtol:g} and atol={atol:g}") from error
+        raise UserError(
+            f"dopri5: no step was small enough ({reason}); raise rtol {rtol:g} and atol {atol:g}, if the model is finite"
+        ) from error
     return tuple(part[-1] for part in path)
 
 
 def _worst_row(errors: State) -> Tensor:
     """The largest root mean square of a row, errors being in units of what is allowed."""
-    return torch.stack([part.flatten(1).square().mean(1).max() for part in errors]).max().sqrt()
+    return torch.stack([part.reshape(len(part), -1).square().mean(1).max() for part in errors]).max().sqrt()
 
 
 def _moved(x: Tensor, step: Tensor, weights: Sequence[float], slopes: list[Tensor]) -> Tensor:
@@ -93,21 +96,22 @@ def _moved(x: Tensor, step: Tensor, weights: Sequence[float], slopes: list[Tenso
 
 def _flow_times(denoiser: Denoiser, times: Tensor) -> tuple[Tensor, bool]:
     """The times between which the flow is followed, and whether the data are predicted at its end."""
-    steps = times.diff()
-    if len(steps) == 0 or not ((steps < 0).all() or (steps > 0).all()):
-        raise UserError(f"the times {_short(times)} neither fall nor rise throughout: give at least two, from 1 down to the data at 0")
+    rises = len(times) > 1 and bool(times[-1] > times[0])
+    times = checked(times.flip(0)).flip(0) if rises else checked(times)
     start = denoiser.schedule.start
-    return times.clamp(min=start).unique_consecutive(), bool(times[-1] < min(start, float(times[0])))
+    return times.clamp(min=start).unique_consecutive(), not rises and bool(times[-1] < start)
 
 
 def _check_ends(denoiser: Denoiser, asked: Tensor) -> None:
-    """Raises UserError where noise or data can not be told from the other because their factor is 0."""
-    if denoiser.prediction in ("eps", "score") and not (denoiser.schedule.alpha(asked) > 0).all():
-        raise UserError(f"a prediction of {denoiser.prediction} tells no velocity where no data is left, at t = {float(asked.max()):g}: start later")
-    if (denoiser.prediction == "x0" or denoiser.clip) and not (denoiser.schedule.sigma(asked) > 0).all():
-        raise UserError("a prediction of x0, or one that is clipped, tells no velocity at t = 0: choose euler or midpoint, or end above 0")
-
-
-def _short(times: Tensor) -> str:
-    shown = [f"{t:g}" for t in times.tolist()]
-    return ", ".join(shown if len(shown) <= 6 else [*shown[:3], "...", *shown[-2:]])
+    """Raises UserError where data or noise cannot be told from the other because their factor is 0."""
+    kind, schedule = denoiser.prediction, denoiser.schedule
+    if kind in ("eps", "score") and not (schedule.alpha(asked) > 0).all():
+        raise UserError(
+            f"times: a list that reaches {asked.max():g}, where alpha is 0, does not fit the prediction {kind!r}, which tells no velocity "
+            "there; start below, or predict velocity, v or x0"
+        )
+    if (kind == "x0" or denoiser.clip is not None) and not (schedule.sigma(asked) > 0).all():
+        raise UserError(
+            "times: a list that asks for the velocity at 0, where sigma is 0, fits neither the prediction 'x0' nor clipping; end above, or "
+            "choose euler or midpoint, which do not ask at the end"
+        )

@@ -34,7 +34,7 @@ class Oracle(ABC):
 
     @abstractmethod
     def log_density(self, x: Tensor, t: Tensor) -> Tensor:
-        """Natural logarithm of the density of x (B, ...) at times t () or (B,): (B,) float64. Of the data themselves at t = 0 where sigma is 0."""
+        """Natural logarithm of the density of x (B, ...) at times t () or (B,): (B,) float64."""
 
     @abstractmethod
     def means(self, x: Tensor, at: Coefficients) -> tuple[Tensor, Tensor, Tensor]:

@@ -7,12 +7,14 @@ VE, and discrete levels, where a step of reverse diffusion is the paper's. The l
 
 from __future__ import annotations
 
-import torch
+from itertools import pairwise
+
 from torch import Tensor
 
 from components.errors import UserError
 from components.functional.noise_schedules import Schedule
 from components.functional.predictions import Denoiser, Noise
+from components.functional.timesteps import checked
 
 
 def euler_maruyama(denoiser: Denoiser, x: Tensor, times: Tensor, noise: Noise, *, final: bool = False) -> Tensor:
@@ -21,10 +23,12 @@ def euler_maruyama(denoiser: Denoiser, x: Tensor, times: Tensor, noise: Noise, *
     Where `times` end at 0 the last interval is one denoising step without noise; `final` adds such a step at an end above 0.
     """
     schedule = denoiser.schedule
-    for t, s in _steps(schedule, times):
+    for t, s in _intervals(schedule, times):
+        if s == 0:
+            return denoiser.predict("x0", x, t)
         drift = schedule.drift(t) * x - schedule.diffusion_squared(t) * denoiser.predict("score", x, t)
         x = x + (s - t) * drift + (schedule.diffusion_squared(t) * (t - s)).sqrt() * noise(x)
-    return _finished(denoiser, x, times, final)
+    return denoiser.predict("x0", x, s) if final else x
 
 
 def reverse_diffusion(denoiser: Denoiser, x: Tensor, times: Tensor, noise: Noise, *, final: bool = False) -> Tensor:
@@ -32,9 +36,11 @@ def reverse_diffusion(denoiser: Denoiser, x: Tensor, times: Tensor, noise: Noise
 
     Appendix E, eq. 46. The kernel is the schedule's own, whatever the interval; for discrete levels one apart a^2 = 1 - beta, b^2 = beta.
     """
-    for t, s in _steps(denoiser.schedule, times):
+    for t, s in _intervals(denoiser.schedule, times):
+        if s == 0:
+            return denoiser.predict("x0", x, t)
         x = _reversed(denoiser, x, t, s, noise)
-    return _finished(denoiser, x, times, final)
+    return denoiser.predict("x0", x, s) if final else x
 
 
 def predictor_corrector(
@@ -42,18 +48,22 @@ def predictor_corrector(
 ) -> Tensor:
     """Reverse diffusion with `corrections` Langevin steps at the time before each interval: 1 + `corrections` evaluations for each.
 
-    Algorithms 4 and 5 of the paper, in the order of its code: the corrector first. `snr` is r in the step 2 a^2 (r |z| / |score|)^2.
+    Algorithms 4 and 5 of the paper, in the order of its code: the corrector first. Its step 2 a^2 (r |z| / |score|)^2, with r = `snr` and a
+    that of the interval to come, is taken with the ratio of norms to be expected, sigma. Measured in each row it would depend on where
+    the row is, which spoils the law in few dimensions; averaged over a batch, as the paper's code does, a row would depend on the others.
     """
     if not snr > 0:
-        raise UserError(f"snr={snr} is no ratio of signal to noise: the corrector's steps need one above 0, such as 0.16")
+        raise UserError(f"snr: {snr:g}; the corrector's steps need a ratio of signal to noise above 0, such as 0.16")
     if corrections < 0:
-        raise UserError(f"corrections={corrections}: give a number of corrector steps, 0 or more")
+        raise UserError(f"corrections: {corrections}; a number of corrector steps, 0 or more, is expected")
     schedule = denoiser.schedule
-    for t, s in _steps(schedule, times):
+    for t, s in _intervals(schedule, times):
         for _ in range(corrections):
             x = _corrected(denoiser, x, t, _kept(schedule, t, s), noise, snr)
+        if s == 0:
+            return denoiser.predict("x0", x, t)
         x = _reversed(denoiser, x, t, s, noise)
-    return _finished(denoiser, x, times, final)
+    return denoiser.predict("x0", x, s) if final else x
 
 
 def _reversed(denoiser: Denoiser, x: Tensor, t: Tensor, s: Tensor, noise: Noise) -> Tensor:
@@ -65,14 +75,8 @@ def _reversed(denoiser: Denoiser, x: Tensor, t: Tensor, s: Tensor, noise: Noise)
 
 def _corrected(denoiser: Denoiser, x: Tensor, t: Tensor, kept: Tensor, noise: Noise, snr: float) -> Tensor:
     """One step of Langevin dynamics at time t."""
-    score, z = denoiser.predict("score", x, t), noise(x)
-    step = 2 * (kept * snr * _norms(z) / _norms(score)).square()
-    return x + step * score + (2 * step).sqrt() * z
-
-
-def _norms(x: Tensor) -> Tensor:
-    """Of each row, shaped to multiply x."""
-    return x.flatten(1).norm(dim=1).reshape(-1, *(1,) * (x.dim() - 1))
+    step = 2 * (kept * snr * denoiser.schedule.sigma(t)).square()
+    return x + step * denoiser.predict("score", x, t) + (2 * step).sqrt() * noise(x)
 
 
 def _kept(schedule: Schedule, t: Tensor, s: Tensor) -> Tensor:
@@ -80,15 +84,12 @@ def _kept(schedule: Schedule, t: Tensor, s: Tensor) -> Tensor:
     return schedule.alpha(t) / schedule.alpha(s)
 
 
-def _steps(schedule: Schedule, times: Tensor) -> list[tuple[Tensor, Tensor]]:
-    """The intervals that are simulated: without the last one where that is the denoising step."""
-    if not (schedule.alpha(times) > 0).all():
-        raise UserError(f"at t = {float(times[0]):g} no data is left and the SDE's drift is infinite: start later, or choose an ODE sampler")
-    ends = times[:-1] if times[-1] == 0 else times
-    return list(zip(ends[:-1], ends[1:], strict=True))
-
-
-def _finished(denoiser: Denoiser, x: Tensor, times: Tensor, final: bool) -> Tensor:
-    if times[-1] == 0:
-        return denoiser.predict("x0", x, times[-2])
-    return denoiser.predict("x0", x, times[-1]) if final else x
+def _intervals(schedule: Schedule, times: Tensor) -> list[tuple[Tensor, Tensor]]:
+    """Of checked times, each with the next."""
+    times = checked(times)
+    if schedule.alpha(times[0]) == 0:
+        raise UserError(
+            f"times: a list that starts at {times[0]:g}, where alpha is 0 and the drift of the SDE infinite, fits no SDE sampler; "
+            "start below, or choose an ODE sampler"
+        )
+    return list(pairwise(times))
