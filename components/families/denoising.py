@@ -171,6 +171,8 @@ class Denoising(Family):
         none = torch.full_like(labels, self.config.num_classes) if labels is not None else None
         if none is None and self.config.num_classes and not self.config.condition_dropout:
             raise UserError("the model was trained with classes alone, condition_dropout being 0; give labels")
+        if labels is None and guidance != 1:
+            raise UserError(f"guidance={guidance:g} leads towards a class; give labels, or guidance=1")
 
         def model(x: Tensor, t: Tensor) -> Tensor:
             if labels is None or none is None or guidance == 1:
@@ -228,14 +230,17 @@ class Denoising(Family):
         return settled(sampler, self.samplers, self.schedule)
 
     def from_noise(self, start: Tensor, sampler: AnyConfig, labels: Tensor | None = None, noise: Noise | None = None) -> Tensor:
-        """Data (B, C, H, W) in [-1, 1] of standard normal `start`; what a sampler draws on the way is `noise`."""
+        """Data (B, C, H, W) in [-1, 1] of standard normal `start`; what a sampler draws on the way is `noise`.
+
+        Of the classes `labels` (B,), else of the one that `sampler` names, else of none.
+        """
         settled, times = self._times(sampler)
-        denoiser = self.denoiser(labels, settled.guidance, bool(settled.clip))
+        denoiser = self.denoiser(_classes(start, labels, settled), settled.guidance, bool(settled.clip))
         with torch.inference_mode():
             return method_of(settled).run(denoiser, start * self._spread, times, noise or _no_noise, settled)
 
     def encode(self, images: Tensor, sampler: AnyConfig, labels: Tensor | None = None) -> Tensor:
-        """The noise (B, C, H, W) from which `from_noise`, with clip=false, comes back to images (B, C, H, W) in [0, 1].
+        """The noise (B, C, H, W) from which `from_noise`, with clip=false, comes back to images (B, C, H, W) in [0, 1]; classes as there.
 
         Raises UserError for a sampler that cannot be walked backwards: `ddim` with eta=0 and solvers of the probability flow can.
         """
@@ -247,14 +252,14 @@ class Denoising(Family):
             raise UserError(
                 f"sampler={settled.sampler} eta={settled.eta:g} cannot be walked from data to noise; choose, with eta=0, one of {fitting}"
             )
-        denoiser = self.denoiser(labels, settled.guidance, clip=bool(sampler.clip))
+        denoiser = self.denoiser(_classes(images, labels, settled), settled.guidance, clip=bool(sampler.clip))
         with torch.inference_mode():
             return back(denoiser, 2 * images.to(self._device) - 1, times, settled) / self._spread
 
     def interpolate(self, a: Tensor, b: Tensor, shares: Sequence[float], sampler: AnyConfig, labels: Tensor | None = None) -> Tensor:
         """Pictures (S, B, C, H, W) in [0, 1] on the way from images a to b, both (B, C, H, W): share 0 is a, 1 is b.
 
-        Their noises are joined by great circles. The sampler is one that `encode` takes.
+        Their noises are joined by great circles. Sampler and classes are as in `encode`.
         """
         assert isinstance(sampler, DenoisingSampler)
         sampler = sampler.model_copy(update={"clip": False if "clip" in method_of(self.settled(sampler)).options else None})
@@ -298,6 +303,12 @@ class Denoising(Family):
     @property
     def _device(self) -> torch.device:
         return next(self.network.parameters()).device
+
+
+def _classes(rows: Tensor, labels: Tensor | None, sampler: DenoisingSampler) -> Tensor | None:
+    if labels is None and sampler.label is not None:
+        return torch.full((len(rows),), sampler.label, device=rows.device)
+    return labels
 
 
 def _no_noise(like: Tensor) -> Tensor:

@@ -1,9 +1,10 @@
 """A U-Net as a folder that Hugging Face's diffusers opens: `unet/` for `UNet2DModel`, `scheduler/`, and a pipeline where one fits.
 
 Written without that library. Of its schedulers, `DDIMScheduler` samples discrete noise levels as we do (its `DDPMScheduler` opens the same
-file), `FlowMatchEulerDiscreteScheduler` rectified flow and `ScoreSdeVpScheduler` the VP equation. None is right for the VE equation
-(`ScoreSdeVeScheduler` tells the network sigma instead of the time and takes its output for the score) and for sub-VP: there are weights
-alone. Its pipelines give no labels to the network, so there is a `model_index.json` for networks without classes alone.
+file), `FlowMatchEulerDiscreteScheduler` rectified flow and `ScoreSdeVpScheduler`, deprecated there and kept in
+`diffusers.schedulers.deprecated`, the VP equation. None is right for the VE equation (`ScoreSdeVeScheduler` tells the network sigma instead
+of the time and takes its output for the score) and for sub-VP: there are weights alone. Its pipelines give no labels to the network, so a
+`model_index.json` is for networks without classes.
 """
 
 from __future__ import annotations

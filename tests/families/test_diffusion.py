@@ -415,6 +415,16 @@ def test_a_model_that_always_knew_the_class_is_not_asked_without() -> None:
     make(condition_dropout=0.0, num_classes=0).denoiser(None)
 
 
+def test_noise_becomes_pictures_of_the_labels_given_or_named_or_of_none() -> None:
+    family, start = make(), torch.randn(2, 1, *SIZE)
+    named_class = family.from_noise(start, named("ddim", label=1))
+    assert torch.equal(named_class, family.from_noise(start, named("ddim"), torch.tensor([1, 1])))
+    assert torch.allclose(family.from_noise(start, named("ddim", label=1, guidance=0)), family.from_noise(start, named("ddim")), atol=1e-5)
+    assert not torch.allclose(named_class, family.from_noise(start, named("ddim")), atol=1e-3)
+    with pytest.raises(UserError, match="guidance=2 leads towards a class; give labels"):
+        family.from_noise(start, named("ddim", guidance=2))
+
+
 def test_the_schedule_is_the_papers() -> None:
     for kind in ("linear", "cosine"):
         schedule = make(noise_schedule=kind).schedule
