@@ -176,15 +176,15 @@ class SamplerSweep:
             pairs = [(each.score("evaluations") or 0.0, each.score(score) or 0.0) for each in settings]
             return Series(name=name, x=tuple(x for x, _ in pairs), y=tuple(y for _, y in pairs), joined=joined)
 
-        shown = (series("best for its cost", guide.front(), True), series("all settings", guide.ranked(), False))
+        shown = (series("all settings", guide.ranked(), False), series("best for its cost", guide.front(), True))
         return Chart(
             title="Quality against cost",
             caption="A mark a setting; on the line those that no other is better than in both.",
             x_label="network evaluations a sample",
             y_label=NAMES[score],
             series=shown,
-            log_x=_is_wide(shown[1].x),
-            log_y=_is_wide(shown[1].y),
+            log_x=_is_wide(shown[0].x),
+            log_y=_is_wide(shown[0].y),
         )
 
     def _write_page(self, task: Task[SamplerSweepConfig], seconds: float) -> None:

@@ -255,6 +255,7 @@ MISTAKES = [
     Case("values out of range", (*PRIOR, "--vary", "top_p=uniform: [0.9, 1.5]"), ("top_p=", "less than or equal to 1", "trial")),
     Case("more codes than there are", (*PRIOR, "--vary", "top_k=choice: [4, 400]"), ("top_k=400", "16 codes", "trial")),
     Case("sampler that does not fit", (*DIFFUSION, "--vary", "sampler=choice: [ddim, predictor_corrector]"), ("predictor_corrector", "does not fit")),
+    Case("more steps than levels", (*DIFFUSION, "--vary", "steps=choice: [4, 9]", "--search", "grid"), ("steps: 9", "8 levels", "trial")),
     Case("option without effect on a sampler", (*GRID[:-2], "--vary", "eta=choice: [0.0, 1.0]"), ("eta=1.0", "no effect with sampler=dpm_solver")),
     Case("grid of no choices", (*PRIOR, *WARM, "--search", "grid"), ("temperature", "a grid needs a choice")),
     Case("grid with trials", (*GRID, "--trials", "3"), ("trials=3", "no effect with search=grid")),
