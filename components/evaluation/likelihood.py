@@ -20,7 +20,8 @@ from components.training.randomness import LANE, Draws
 def evaluate_likelihood(family: Family, dataset: Dataset, batch_size: int, limit: int | None, seed: int) -> dict[str, float]:
     """`bits_per_dim`, its standard error over rows, and their number, of the first `limit` rows, given their classes.
 
-    A row's draws depend on its number and the seed alone. Raises UserError for a family without a density, and for a data set that is not of the kind that it learnt from.
+    A row's draws depend on its number and the seed alone. Raises UserError for a family without a density, and for a data set that is not
+    of the kind that it learnt from.
     """
     if batch_size % LANE:
         raise UserError(f"--batch-size {batch_size} is no multiple of {LANE}, by which random numbers are drawn; choose one that is")

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import safetensors.torch
 import torch
 from torch import Tensor
@@ -37,9 +40,26 @@ def write_samples(family: Family, count: int, seed: int, sampler: Config, url: s
     """
     samples = family.sample(count, seed, sampler)
     images = to_images(family, samples)
-    blank = torch.zeros(-count % COLUMNS, *images.shape[1:], dtype=torch.uint8)
+    sheet, numbers = write_sheet(images, url), storage.join(url, "samples.safetensors")
+    storage.write_bytes(numbers, safetensors.torch.save({"samples": samples.cpu().contiguous(), "images": images.contiguous()}))
+    return [sheet, numbers]
+
+
+def write_sheet(images: Tensor, url: str) -> str:
+    """Writes uint8 images (N, C, H, W) in rows of ten as `samples.png` below `url`; returns its URL."""
+    blank = torch.zeros(-len(images) % COLUMNS, *images.shape[1:], dtype=torch.uint8)
     rows = torch.cat([images, blank]).split(COLUMNS)
-    places = [storage.join(url, name) for name in ("samples.png", "samples.safetensors")]
-    storage.write_bytes(places[0], png(grid([row.numpy() for row in rows], scale=3)))
-    storage.write_bytes(places[1], safetensors.torch.save({"samples": samples.cpu().contiguous(), "images": images.contiguous()}))
-    return places
+    place = storage.join(url, "samples.png")
+    storage.write_bytes(place, png(grid([row.numpy() for row in rows], scale=3)))
+    return place
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Sums differ in their last bit by how threads share them, and workers have other numbers of threads than this process."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

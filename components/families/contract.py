@@ -172,6 +172,10 @@ class Family(nn.Module):
         """The sampler with nothing left open; raises UserError when an option of it does not fit this model."""
         return sampler
 
+    def sample_pairs(self, count: int, seed: int, sampler: AnyConfig, first: int = 0) -> tuple[Tensor, Tensor]:
+        """The noise (count, C, H, W) of those rows and the data that it becomes, in [-1, 1] but for errors, where one makes the other."""
+        raise UserError(f"{type(self).__name__} does not make a picture of one noise, so it has no pairs; choose a denoising family")
+
     def adopt(self, name: str, model: Family) -> None:
         """Takes a trained model of an earlier stage (a tokenizer, a warm start); raises UserError for a name it has no use for.
 

@@ -18,7 +18,7 @@ import safetensors.torch
 from safetensors import SafetensorError
 
 from components import storage
-from components.config import Config
+from components.config import Config, fingerprint
 from components.errors import UserError, did_you_mean
 from components.families.catalogue import FAMILIES
 from components.families.contract import Family, replicated
@@ -109,6 +109,12 @@ def _read_sampler(url: str, cls: type[Family]) -> Config | None:
     if not isinstance(found, dict) or not isinstance(found.get("sampler"), dict) or FAMILIES.get(found.get("family", "")) is not cls:
         raise UserError(f"{place} is no sampler of a {cls.__name__}; remove it, or write another with raymill sweep --write")
     return cls.Sampler.parse(found["sampler"], place)
+
+
+def model_fingerprint(url: str) -> str:
+    """Of the weights and config of the model at `url`, by the checksums of its folder; raises UserError when there is none."""
+    header = _header(url)
+    return fingerprint([header["family"], header["config"], header["sha256"]])
 
 
 def read_model_rows(url: str, spans: Spans) -> Rows:

@@ -18,6 +18,7 @@ from torch import Tensor
 from components.config import Config
 from components.errors import UserError
 from components.evaluation.generation import Reference, score_samples
+from components.evaluation.sampling import one_thread
 from components.families.classifier import Classifier
 from components.families.contract import Family
 from components.families.model_folder import load_model
@@ -80,11 +81,12 @@ class Bench:
         return cls(job, load_model(job.model).to(device), judge.to(device), reference)
 
     def run(self, sampler: Mapping[str, Any]) -> SamplingOutcome:
-        """Draws, judges and scores with these options of the sampler."""
+        """Draws, judges and scores with these options of the sampler, by one thread: the same bits here and on a worker."""
         assert self.model.Sampler is not None, "checked before"
         try:
             options = self.model.Sampler.parse(sampler, "trial")
-            made = score_samples(self.model, self.judge, self.reference, self.job.samples, self.job.seed, options, SHOWN)
+            with one_thread():
+                made = score_samples(self.model, self.judge, self.reference, self.job.samples, self.job.seed, options, SHOWN)
         except (UserError, torch.OutOfMemoryError) as error:
             return SamplingOutcome(state="failed", problem=" ".join(str(error).split()))
         pictures = base64.b64encode(safetensors.torch.save({"images": made.pictures.contiguous()})).decode()
