@@ -16,6 +16,7 @@ from components.errors import UserError
 from components.report.numbers import duration
 from pipelines.catalogue import PIPELINES, find_pipeline
 from pipelines.cluster_command import cluster
+from pipelines.evaluate_command import evaluate
 from pipelines.face_commands import faces
 from pipelines.job_commands import jobs, logs, stop, submit
 from pipelines.options import (
@@ -247,37 +248,8 @@ def train(
 
 
 app.command("track")(track_artifact)
-for command in (sample, sweep, submit, jobs, logs, stop, register, models, promote, rollback):
+for command in (sample, evaluate, sweep, submit, jobs, logs, stop, register, models, promote, rollback):
     app.command()(command)
-
-
-@app.command()
-def evaluate(
-    model: Annotated[str, typer.Argument(help="Model folder or URL, or an artifact of the store.")],
-    data: Annotated[str, typer.Argument(help="Data set folder or URL, or an artifact of the store.")],
-    split: Annotated[str, typer.Option("--split", help="Which part of the data set.")] = "test",
-    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Rows at a time.")] = 256,
-    limit: Annotated[int | None, typer.Option("--limit", min=1, help="Only the first rows.")] = None,
-    store: StoreOption = "store",
-    json: JsonOption = False,
-    verbose: VerboseOption = False,
-) -> Answer:
-    """Scores a model on a data set.
-
-    \b
-    raymill evaluate tokenizer images
-    raymill evaluate store/artifacts/prior-0123456789abcdef/model codes --split train --limit 1000 --json
-    """
-    from components.data.dataset import Dataset
-    from components.evaluation.scoring import evaluate as score
-    from components.families.model_folder import load_model
-    from pipelines.training import find_data, find_model
-
-    place = Store(store)
-    loaded = load_model(find_model(model, place))
-    scores = score(loaded, Dataset.open(find_data(data, place), split), batch_size=batch_size, limit=limit)
-    numbers = [(name, f"{value:.6g}") for name, value in scores.items() if isinstance(value, float)]
-    return Answer({"model": model, "data": data, "split": split, "scores": scores}, table(numbers))
 
 
 @app.command()

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Annotated, Any
 
 import typer
 
+from components.errors import UserError
 from components.redaction import redacted
 from components.report.numbers import figure
 from pipelines.console import Console
 from pipelines.store import Artifact, Store
 from pipelines.watching import Watched
 
+KEY_VALUE = "KEY=VALUE"
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Options of the config by dotted name.")]
 StoreOption = Annotated[str, typer.Option("--store", help="Folder or s3:// URL of the artifacts.", envvar="RAYMILL_STORE")]
 PresetOption = Annotated[str | None, typer.Option("--preset", help="quick, base or full.")]
@@ -106,3 +108,10 @@ def told_scores(artifacts: Any) -> tuple[dict[str, Any], list[str]]:
         tail = f"  ({', '.join(target + beside)})" if target + beside else ""
         rows.append((score.name, f"{figure(score.value, score.unit)} {score.unit}".strip() + tail))
     return {score.name: score.to_json() for score in scores}, table(rows)
+
+
+def refuse(given: Mapping[str, Any], where: str) -> None:
+    """Raises UserError for the first of the options that was given: it has no effect `where`."""
+    for option, value in given.items():
+        if value is not None and value is not False and value != []:
+            raise UserError(f"{' '.join(value) if option == KEY_VALUE else option} has no effect {where}")

@@ -37,7 +37,8 @@ def sample(
     """Draws samples from a model that generates: a picture to look at, and the numbers themselves; with --workers, as a data set.
 
     The data set has the columns image and label, and is drawn by all workers at once. A killed command goes on where it stopped, and the
-    same with a larger --count draws only what is new. Its rows do not depend on the number of workers.
+    same with a larger --count draws only what is new. Its rows do not depend on the number of workers. KEY=VALUE are options of the
+    model's sampler, over those that `raymill sweep --write` chose for it.
 
     \b
     raymill sample prior --count 100 temperature=0.9 top_k=64

@@ -84,11 +84,18 @@ def configure(config: C, values: Mapping[str, Any], preset: str | None, file: st
 
 
 def sampler_settings(family: Family, file: str | None, assignments: list[str]) -> Config:
-    """Options of a model's sampler from a config file and overrides; raises UserError when it does not generate."""
+    """Options of a model's sampler: its default, a config file over it, and overrides; raises UserError when it does not generate.
+
+    Where the file or an override asks for another `sampler` than the default has, the options begin anew, from the family's own.
+    """
     if family.Sampler is None:
         raise UserError(f"{type(family).__name__} does not generate samples; give a model that does, such as a prior")
-    sampler = family.Sampler()
-    return override(sampler if file is None else merge(sampler, read_yaml(file), file), assignments)
+    values = {} if file is None else read_yaml(file)
+    sampler = family.default_sampler or family.Sampler()
+    named: list[Any] = [text.partition("=")[2] for text in assignments if text.startswith("sampler=")] or [values.get("sampler")]
+    if named[-1] not in (None, getattr(sampler, "sampler", None)):
+        sampler = family.Sampler()
+    return override(sampler if file is None else merge(sampler, values, file), assignments)
 
 
 def _begin(config: C, values: Mapping[str, Any], preset: str | None, origin: str, anew: bool = False) -> C:

@@ -66,11 +66,17 @@ class SourceReader:
 
 def _look_at(url: str) -> tuple[str, dict[str, Stamp]]:
     """The folder of the files and the stamp of each by path below it; hidden files and folders do not count."""
+    from components.families.model_folder import COMMIT as MODEL_COMMIT  # which needs torch
+    from components.families.model_folder import SAMPLER
+
     only = storage.stamp(url)
     if only is not None:
         root, _, name = url.rpartition("/")
         return root or "/", {name: only}
-    return url, {path: stamp for path, stamp in storage.stamps(url).items() if not any(part.startswith(".") for part in path.split("/"))}
+    stamps = {path: stamp for path, stamp in storage.stamps(url).items() if not any(part.startswith(".") for part in path.split("/"))}
+    if {MODEL_COMMIT, SAMPLER} <= stamps.keys():  # how a model draws unless told otherwise is no part of it
+        del stamps[SAMPLER]
+    return url, stamps
 
 
 def _sha256(url: str) -> str:

@@ -72,10 +72,7 @@ class SweepConfig(Training):
     @field_validator("vary", mode="before")
     @classmethod
     def _spaces(cls, vary: Any) -> Any:
-        """Parsed one by one, so that a mistake in a space is told with its key."""
-        if not isinstance(vary, Mapping):
-            raise ValueError("give a mapping of dotted config keys to spaces")
-        return {key: space if isinstance(space, Space) else _parse_space(key, space) for key, space in vary.items()}
+        return parse_spaces(vary)
 
     @model_validator(mode="after")
     def _sweep_options_have_an_effect(self) -> Self:
@@ -115,13 +112,20 @@ class SweepConfig(Training):
         return {name: value for name, value in self.to_json().items() if name not in idle}
 
 
+def parse_spaces(vary: Any) -> dict[str, Space]:
+    """One by one, so that a mistake in a space is told with its key."""
+    if not isinstance(vary, Mapping):
+        raise ValueError("give a mapping of dotted config keys to spaces")
+    return {key: space if isinstance(space, Space) else _parse_space(key, space) for key, space in vary.items()}
+
+
 def _parse_space(key: str, values: Any) -> Space:
     if not isinstance(values, Mapping):
         raise ValueError(f"{key}: {values!r} is no space; write one such as {{uniform: [0, 1]}}")
     return Space.parse(values, f"vary {key}")
 
 
-def read_vary(assignments: Iterable[str]) -> dict[str, Any]:
+def read_vary(assignments: Iterable[str], example: str = "train.optimizer.lr='log: [1e-3, 1e-1]'") -> dict[str, Any]:
     """`key=space` texts of the command line as plain values; raises UserError for one that is not such a text."""
     spaces: dict[str, Any] = {}
     for assignment in assignments:
@@ -131,7 +135,7 @@ def read_vary(assignments: Iterable[str]) -> dict[str, Any]:
         except yaml.YAMLError:
             values = None
         if not separator or not isinstance(values, dict):
-            raise UserError(f"--vary {assignment!r} is not KEY=SPACE, for example train.optimizer.lr='log: [1e-3, 1e-1]'")
+            raise UserError(f"--vary {assignment!r} is not KEY=SPACE, for example {example}")
         if key in spaces:
             raise UserError(f"--vary {key} is given twice; give each key one space")
         spaces[key] = values

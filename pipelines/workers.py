@@ -13,6 +13,7 @@ from pipelines.watching import JOB, Watched
 
 if TYPE_CHECKING:
     from clusters.train import WorkerGroup
+    from components.sweep.sampling import Bench, SamplerGuide
     from components.sweep.trial import Guide
     from components.training.job import TrainingJob
 
@@ -106,6 +107,17 @@ class Workers:
         from clusters.tune import run_trials
 
         run_trials(guide, cpus, gpus, at_most)
+
+    def run_settings(self, bench: Bench, guide: SamplerGuide, cpus: float, gpus: float | None, at_most: int) -> None:
+        """Tries the settings of a sampler sweep, each on so many CPUs and GPUs, `at_most` of them at once."""
+        if self.connect() == 0:
+            from components.sweep.sampling import run_here
+
+            run_here(bench, guide)
+            return
+        from clusters.sampler_sweep import run_settings
+
+        run_settings(bench.job, bench.reference, guide, cpus, gpus, at_most)
 
     def __enter__(self) -> Workers:
         if self._watched is not None and not self._shares_cluster and os.environ.get("RAYMILL_METRICS_PORT"):

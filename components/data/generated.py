@@ -9,12 +9,10 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
-import torch
 from pydantic import Field
 
 from components import storage
@@ -24,7 +22,7 @@ from components.data.columns import Column
 from components.data.index import FORMAT_VERSION, ShardEntry
 from components.data.write import shard_file, write_rows
 from components.errors import UserError
-from components.evaluation.sampling import picture_shape, to_images
+from components.evaluation.sampling import one_thread, picture_shape, to_images
 from components.families.contract import Family
 from components.families.images import IMAGE
 from components.training.randomness import LANE
@@ -91,7 +89,7 @@ def columns_of(family: Family, sampler: Config, pairs: bool) -> dict[str, Column
 
 def write_samples_shard(family: Family, spec: SampleSpec, out: str) -> ShardEntry:
     """Draws the rows of one shard, on the device that the family is on, and writes it below `out`."""
-    with _one_thread():
+    with one_thread():
         blocks = list(_blocks(family, spec))
     rows = {name: np.concatenate([block[name] for block in blocks]) for name in blocks[0]}
     columns = {name: Column.parse({"dtype": str(values.dtype), "shape": values.shape[1:]}, name) for name, values in rows.items()}
@@ -131,14 +129,3 @@ def _draw(family: Family, generation: Generation, sampler: Config, first: int, c
     if labels is not None:
         rows[LABEL] = labels
     return {name: values.cpu().numpy() for name, values in rows.items()}
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Sums differ in their last bit by how threads share them, and workers have other numbers of threads than this process."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

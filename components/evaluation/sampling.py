@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import safetensors.torch
 import torch
 from torch import Tensor
@@ -49,3 +52,14 @@ def write_sheet(images: Tensor, url: str) -> str:
     place = storage.join(url, "samples.png")
     storage.write_bytes(place, png(grid([row.numpy() for row in rows], scale=3)))
     return place
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Sums differ in their last bit by how threads share them, and workers have other numbers of threads than this process."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

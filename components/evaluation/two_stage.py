@@ -19,20 +19,20 @@ from components import storage
 from components.config import Config
 from components.data.dataset import Dataset
 from components.data.loader import evaluation_batches
-from components.evaluation.baselines import class_gaussians, pca_error, unigram_bits
+from components.evaluation.baselines import pca_error, unigram_bits
 from components.evaluation.frechet import Moments, frechet_distance
+from components.evaluation.generation import BATCH, features_of
 from components.evaluation.pictures import grid, png
+from components.evaluation.reference_points import HELD_OUT, Gathered, drawn_points
 from components.evaluation.scoring import evaluate
 from components.families.classifier import Classifier
-from components.families.images import IMAGE, LABEL, pixels
+from components.families.images import IMAGE, pixels
 from components.families.prior import Prior
 from components.families.vqvae import VQVAE
 from components.report.findings import Findings, Histogram, Picture, Score
 from components.report.numbers import PERCENT
 
-BATCH = 256
 PCA_COMPONENTS = 64
-MAX_LINEAR_ROWS, MAX_LINEAR_PIXELS = 20_000, 4096  # beyond, covariances of pixels take longer than they tell
 SHOWN = 20
 
 
@@ -67,8 +67,8 @@ class Subjects:
 def score(subjects: Subjects, config: ScoresConfig, folder: Path) -> None:
     """Leaves findings, and a picture of reconstructions, in `folder`. Needs a `test` split of held-out rows."""
     held_out = Dataset.open(subjects.images, "test")
-    train = _Gathered.of(Dataset.open(subjects.images))
-    test = _Gathered.of(held_out)
+    train = Gathered.of(Dataset.open(subjects.images))
+    test = Gathered.of(held_out)
     distances = _Distances(subjects.judge, train, test)
     rebuilt = evaluate(subjects.tokenizer, held_out, batch_size=BATCH)
     scores = [
@@ -94,29 +94,10 @@ def score(subjects: Subjects, config: ScoresConfig, folder: Path) -> None:
     ).write(str(folder))
 
 
-@dataclass(frozen=True)
-class _Gathered:
-    """A whole split in memory: images (N, C, H, W) uint8 and labels (N,)."""
-
-    images: Tensor
-    labels: Tensor
-
-    @classmethod
-    def of(cls, dataset: Dataset) -> _Gathered:
-        batches = list(evaluation_batches(dataset, 4 * BATCH))
-        return cls(torch.cat([batch[IMAGE] for batch in batches]), torch.cat([batch[LABEL] for batch in batches]))
-
-    def linear(self) -> _Gathered | None:
-        """As many rows as covariances of pixels are worth; None when there are too many pixels."""
-        if self.images[0].numel() > MAX_LINEAR_PIXELS:
-            return None
-        return _Gathered(self.images[:MAX_LINEAR_ROWS], self.labels[:MAX_LINEAR_ROWS])
-
-
 class _Distances:
     """Fréchet distances to the training pictures."""
 
-    def __init__(self, judge: Classifier, train: _Gathered, test: _Gathered) -> None:
+    def __init__(self, judge: Classifier, train: Gathered, test: Gathered) -> None:
         self._judge = judge
         self._train = self._moments(pixels({IMAGE: part}) for part in train.images.split(BATCH))
         self.held_out = self.of(pixels({IMAGE: part}) for part in test.images.split(BATCH))
@@ -130,11 +111,11 @@ class _Distances:
         return self.of(model.reconstruct(pixels({IMAGE: part})) for part in self.test.images.split(BATCH))
 
     def _moments(self, batches: Iterator[Tensor]) -> Moments:
-        parts = [Moments.of(self._judge.features(batch)) for batch in batches]
+        parts = [Moments.of(features_of(self._judge, batch)) for batch in batches]
         return sum(parts[1:], parts[0])
 
 
-def _reconstruction(subjects: Subjects, config: ScoresConfig, rebuilt: dict, held_out: Dataset, train: _Gathered, test: _Gathered) -> Score:
+def _reconstruction(subjects: Subjects, config: ScoresConfig, rebuilt: dict, held_out: Dataset, train: Gathered, test: Gathered) -> Score:
     beside = {}
     linear = train.linear()
     if linear is not None:
@@ -166,7 +147,7 @@ def _prior(subjects: Subjects, config: ScoresConfig) -> Score:
     )
 
 
-def _labels(subjects: Subjects, config: ScoresConfig, test: _Gathered) -> Score:
+def _labels(subjects: Subjects, config: ScoresConfig, test: Gathered) -> Score:
     def share(images: Tensor, labels: Tensor) -> float:
         guesses = torch.cat([subjects.judge.logits(pixels({IMAGE: part})).argmax(1) for part in images.split(BATCH)])
         return (guesses == labels).double().mean().item()
@@ -178,20 +159,15 @@ def _labels(subjects: Subjects, config: ScoresConfig, test: _Gathered) -> Score:
         better="higher",
         unit=PERCENT,
         target=config.targets.label_accuracy,
-        beside={"real held-out pictures": share(test.images, test.labels), "chance": 1 / subjects.judge.config.num_classes},
+        beside={HELD_OUT: share(test.images, test.labels), "chance": 1 / subjects.judge.config.num_classes},
         note=f"{len(drawn['labels']):,} samples, labelled by a classifier that was trained separately",
     )
 
 
-def _samples_distance(subjects: Subjects, config: ScoresConfig, distances: _Distances, train: _Gathered) -> Score:
+def _samples_distance(subjects: Subjects, config: ScoresConfig, distances: _Distances, train: Gathered) -> Score:
     drawn = subjects.samples["images"]
-    generator = torch.Generator().manual_seed(config.seed)
-    beside = {"real held-out pictures": distances.held_out, "reconstructions": distances.rebuilt(subjects.tokenizer)}
-    linear = train.linear()
-    if linear is not None:
-        gaussian = class_gaussians(pixels({IMAGE: linear.images}), linear.labels, len(drawn), generator)
-        beside["class Gaussians"] = distances.of(iter(gaussian.split(BATCH)))
-    beside["noise"] = distances.of(iter(torch.rand(drawn.shape, generator=generator).split(BATCH)))
+    beside = {HELD_OUT: distances.held_out, "reconstructions": distances.rebuilt(subjects.tokenizer)}
+    beside |= {name: distances.of(iter(images.split(BATCH))) for name, images in drawn_points(train, len(drawn), config.seed)}
     return Score(
         name="Samples, Fréchet distance (FD-cnn)",
         value=distances.of(pixels({IMAGE: part}) for part in drawn.split(BATCH)),
@@ -207,12 +183,12 @@ def _reconstruction_distance(subjects: Subjects, distances: _Distances) -> Score
         name="Reconstructions, Fréchet distance (FD-cnn)",
         value=distances.rebuilt(subjects.tokenizer),
         better="lower",
-        beside=compared | {"real held-out pictures": distances.held_out},
+        beside=compared | {HELD_OUT: distances.held_out},
         note=f"{len(distances.test.images):,} held-out pictures",
     )
 
 
-def _reconstructions(subjects: Subjects, test: _Gathered, folder: Path) -> Picture:
+def _reconstructions(subjects: Subjects, test: Gathered, folder: Path) -> Picture:
     models = {"VQ-VAE": subjects.reconstructor, type(subjects.tokenizer).__name__: subjects.tokenizer}
     originals = test.images[:SHOWN]
     rows = {"original": originals}

@@ -90,6 +90,7 @@ class Family(nn.Module):
     recomputed: tuple[str, ...] = ()  # fnmatch patterns of module names for activation checkpointing
     kept: ClassVar[tuple[str, ...]] = ()  # adopted models that its model folder carries, since it is of no use without them
     mutable: ClassVar[tuple[str, ...]] = ()  # options that only change the loss, so that a run can change them on the way
+    default_sampler: AnyConfig | None = None  # that was chosen for this trained model; it lies in its folder (`model_folder.py`)
     surveyed_rows: int = 0  # training rows that `survey` sees before the first step, about so many
     proof: ClassVar[Proof]
     headline: ClassVar[tuple[str, Literal["min", "max"]]]  # the score of `evaluate` that says which checkpoint is best
@@ -162,6 +163,10 @@ class Family(nn.Module):
     def evaluations(self, sampler: AnyConfig) -> int | None:
         """How often the network runs for one sample, twice where guidance asks for both; None where the solver decides that."""
         raise UserError(f"{type(self).__name__} does not generate samples; choose a generative family")
+
+    def bits_per_dim(self, images: Tensor, ctx: Context, labels: Tensor | None = None) -> Tensor:
+        """Bits for each number of images (B, C, H, W) uint8, given their classes (B,) where the model knows some: (B,) float64."""
+        raise UserError(f"{type(self).__name__} has no likelihood of pictures; give a model that has, such as a diffusion")
 
     def settled(self, sampler: AnyConfig) -> AnyConfig:
         """The sampler with nothing left open; raises UserError when an option of it does not fit this model."""

@@ -227,7 +227,10 @@ class Denoising(Family):
             raise UserError(f"sampler.guidance={sampler.guidance}: the model was trained without classes; leave guidance out")
         if sampler.guidance != 1 and not c.condition_dropout:
             raise UserError(f"sampler.guidance={sampler.guidance} needs a model trained with condition_dropout above 0; set guidance=1")
-        return settled(sampler, self.samplers, self.schedule)
+        found = settled(sampler, self.samplers, self.schedule)
+        if found.spacing is not None and found.steps is not None:
+            times_of(self.schedule, found.spacing, found.steps)  # raises where the schedule has no such times
+        return found
 
     def from_noise(self, start: Tensor, sampler: AnyConfig, labels: Tensor | None = None, noise: Noise | None = None) -> Tensor:
         """Data (B, C, H, W) in [-1, 1] of standard normal `start`; what a sampler draws on the way is `noise`.

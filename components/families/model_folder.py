@@ -3,6 +3,9 @@
 `load_model("store/artifacts/prior-.../model")` gives the family, ready to sample or evaluate. Models that belong to it (a prior's
 tokenizer) lie in `children/<name>/`, whole model folders themselves. Rows of sharded children, which only training needs, lie in files of
 their own, one for each worker that trained; `load_model` leaves them there, `read_model_rows` reads some.
+
+Beside all that may lie `sampler.json`: how this model draws its samples unless told otherwise, which is chosen after training. It is no
+part of the model: no checksum and no fingerprint knows of it, and it can be written again or removed at any time.
 """
 
 from __future__ import annotations
@@ -23,6 +26,7 @@ from components.training.communication import Communication
 from components.training.row_files import Rows, Spans, read_rows, require_sum, upload_rows
 
 WEIGHTS, COMMIT, CHILDREN = "model.safetensors", "config.json", "children"
+SAMPLER = "sampler.json"
 FORMAT_VERSION = 1
 
 
@@ -53,6 +57,8 @@ def save_model(
         safetensors.torch.save_file(tensors, local / WEIGHTS)
         for child, source in (children or {}).items():
             for file in storage.list_files(source):
+                if file == SAMPLER:
+                    continue
                 place = local / CHILDREN / child / file
                 place.parent.mkdir(parents=True, exist_ok=True)
                 storage.download(storage.join(source, file), str(place))
@@ -79,7 +85,30 @@ def load_model(url: str, expect: str | None = None) -> Family:
     _load_weights(family, url, header["sha256"].get(WEIGHTS))
     for child in storage.list_names(storage.join(url, CHILDREN)):
         family.adopt(child, load_model(storage.join(url, CHILDREN, child)))
+    family.default_sampler = _read_sampler(url, cls)
     return family.eval()
+
+
+def read_family(url: str) -> str:
+    """The catalogue name of the model's family; raises UserError when there is no model folder at `url`."""
+    return _header(url)["family"]
+
+
+def write_sampler(url: str, sampler: Config, about: dict[str, Any]) -> str:
+    """Makes `sampler` the default of the model at `url`, in one atomic step; `about` says how it was chosen. Returns the file."""
+    place = storage.join(url, SAMPLER)
+    storage.write_json(place, {"family": _header(url)["family"], "sampler": sampler.to_json(), "chosen": about})
+    return place
+
+
+def _read_sampler(url: str, cls: type[Family]) -> Config | None:
+    place = storage.join(url, SAMPLER)
+    if cls.Sampler is None or not storage.exists(place):
+        return None
+    found = storage.read_json(place)
+    if not isinstance(found, dict) or not isinstance(found.get("sampler"), dict) or FAMILIES.get(found.get("family", "")) is not cls:
+        raise UserError(f"{place} is no sampler of a {cls.__name__}; remove it, or write another with raymill sweep --write")
+    return cls.Sampler.parse(found["sampler"], place)
 
 
 def model_fingerprint(url: str) -> str:
@@ -104,6 +133,8 @@ def copy_model(url: str, out: str, config: Config) -> None:
             local = str(Path(scratch) / "file")
             storage.download(storage.join(url, name), local)
             storage.upload(local, storage.join(out, name))
+    if storage.exists(storage.join(url, SAMPLER)):
+        storage.write_json(storage.join(out, SAMPLER), storage.read_json(storage.join(url, SAMPLER)))
     storage.write_json(storage.join(out, COMMIT), header | {"config": config.to_json()})
 
 

@@ -1,8 +1,8 @@
 """What to try next, as a pure function of the seed, the trial's number and what earlier trials came to.
 
-`random` draws every trial by itself. `tpe` is the tree-structured Parzen estimator (Bergstra et al. 2011, "Algorithms for
-hyper-parameter optimization", NeurIPS 24) as optuna has it; trial n is drawn from trials 0 .. n - ahead, whichever of the later ones
-have ended by then, so that the pace of the machines decides nothing.
+`random` draws every trial by itself, `grid` is every combination of choices. `tpe` is the tree-structured Parzen estimator (Bergstra et
+al. 2011, "Algorithms for hyper-parameter optimization", NeurIPS 24) as optuna has it; trial n is drawn from trials 0 .. n - ahead,
+whichever of the later ones have ended by then, so that the pace of the machines decides nothing.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from components.errors import UserError
 from components.seeds import derive_seed
 from components.sweep.space import Space, Values, draw, in_order
 
@@ -37,6 +38,20 @@ def random_values(spaces: Mapping[str, Space], seed: int, number: int, attempt: 
         return space.at(random.Random(derive_seed("sweep", seed, number, attempt, key)).random())
 
     return draw(spaces, point)
+
+
+def grid_values(spaces: Mapping[str, Space]) -> list[Values]:
+    """Every combination of choices once, the last key fastest; raises UserError for a space that is none."""
+    for key, space in spaces.items():
+        if space.choice is None:
+            raise UserError(
+                f"vary {key}: a grid needs a choice, and {space.kind}: [{space.low:g}, {space.high:g}] is none; list its values"
+            )
+    found: list[Values] = [{}]
+    for key in in_order(spaces):
+        space = spaces[key]
+        found = [values | more for values in found for more in ([{key: v} for v in space.choice or ()] if space.exists(values) else [{}])]
+    return [{key: values[key] for key in spaces if key in values} for values in found]
 
 
 def tpe_values(

@@ -10,7 +10,7 @@ import pytest
 
 from tests.pipelines import recognition_world
 from tests.pipelines.mlflow_state import empty_database
-from tests.pipelines.world import build
+from tests.pipelines.world import add_generators, build
 
 
 @pytest.fixture(scope="session")
@@ -23,6 +23,23 @@ def first_world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def root(first_world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A copy of the world to spoil; what a command writes here and there, it writes below it."""
     shutil.copytree(first_world, tmp_path / "world")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("RAYMILL_STORE", str(tmp_path / "world" / "store"))
+    return tmp_path / "world"
+
+
+@pytest.fixture(scope="session")
+def first_studio(first_world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("studio") / "world"
+    shutil.copytree(first_world, root)
+    with contextlib.redirect_stdout(None):
+        return add_generators(root)
+
+
+@pytest.fixture
+def studio(first_studio: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of the world with models that make pictures."""
+    shutil.copytree(first_studio, tmp_path / "world")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("RAYMILL_STORE", str(tmp_path / "world" / "store"))
     return tmp_path / "world"

@@ -23,6 +23,7 @@ TINY = {
     "vqvae": ("model.encoder_widths=[4,4]", "model.decoder_widths=[4,4]", "model.num_codes=16", "model.code_dim=4"),
     "prior": ("model.code_count=16", "model.layers=1", "model.heads=1", "model.width=8"),
 }
+UNET = "model.network={widths: [8, 8], attention: [false, false], blocks: 1, groups: 4, patch: 2}"
 
 
 def idx(values: np.ndarray) -> bytes:
@@ -87,6 +88,14 @@ def build(root: Path) -> Path:
     for family, options in TINY.items():
         data = root / ("codes" if family == "prior" else "data")
         assert main(["train", family, str(data), *options, *TRAIN, "--store", str(root / "store"), "--json"]) == 0
+    return root
+
+
+def add_generators(root: Path) -> Path:
+    """Trains what makes pictures in the world below `root`: a prior with its tokenizer, and a diffusion."""
+    options = (*TRAIN, "--store", str(root / "store"), "--json")
+    assert main(["train", "prior", str(root / "codes"), *TINY["prior"], "train.seed=1", "--with", "tokenizer=vqvae", *options]) == 0
+    assert main(["train", "diffusion", str(root / "data"), UNET, "model.levels=8", *options]) == 0
     return root
 
 

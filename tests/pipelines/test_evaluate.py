@@ -1,0 +1,87 @@
+"""`raymill evaluate` of samples and of likelihoods, and options that have no effect."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from components.data.dataset import Dataset
+from components.data.loader import evaluation_batches
+from components.evaluation.likelihood import evaluate_likelihood
+from components.families.model_folder import load_model
+from components.training.communication import Communication
+from components.training.context import Context
+from components.training.randomness import Draws
+from pipelines.cli import main
+from pipelines.store import Store
+from tests.pipelines.test_bad_input import Case
+from tests.pipelines.world import require_one_line
+
+JUDGED = ("evaluate", "prior", "{data}", "--judge", "classifier")
+
+
+def run(argv: tuple[str, ...], root: Path, capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
+    capsys.readouterr()
+    assert main([word.replace("{data}", str(root / "data")) for word in (*argv, "--json")]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def test_samples_are_scored_by_options_and_seed(studio: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    first, again, other, cold = (
+        run((*JUDGED, "--samples", "30", *words), studio, capsys) for words in ((), (), ("--seed", "1"), ("temperature=0.01",))
+    )
+    for found in (first, again, other, cold):
+        assert found["scores"].pop("images_per_second") > 0
+        assert found["scores"]["samples"] == 30
+    assert first == again
+    assert first["scores"]["fd"] != other["scores"]["fd"]
+    assert cold["sampler"]["temperature"] == 0.01
+    assert cold["scores"]["fd"] != first["scores"]["fd"]
+    assert set(first["reference_points"]) == {"real held-out pictures", "class Gaussians", "noise"}
+    held_out = run((*JUDGED, "--samples", "30", "--split", "test"), studio, capsys)
+    assert set(held_out["reference_points"]) == {"class Gaussians", "noise"}
+
+
+def test_a_likelihood_is_that_of_the_rows_whatever_the_batch(studio: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    argv = ("evaluate", "diffusion", "{data}", "--likelihood", "--limit", "12")
+    found = run(argv, studio, capsys)["scores"]
+    assert found["rows"] == 12
+    model = load_model(Store(str(studio / "store")).resolve("diffusion").path("model"))
+    dataset = Dataset.open(str(studio / "data"), "test")
+    batch = next(iter(evaluation_batches(dataset, 12)))
+    ctx = Context(0, "likelihood", Draws(0, 0, "likelihood", 0, torch.device("cpu")), 12, 12, Communication())
+    with torch.no_grad():
+        bits = model.bits_per_dim(batch["image"], ctx, batch["label"])
+    assert found["bits_per_dim"] == pytest.approx(bits.mean().item(), rel=1e-9)
+    assert found["standard_error"] == pytest.approx(bits.std().item() / 12**0.5, rel=1e-6)
+    parts = evaluate_likelihood(model, dataset, 8, 12, 0)
+    assert parts["bits_per_dim"] == pytest.approx(found["bits_per_dim"], rel=1e-3)  # the solver's tolerance is over a batch
+    assert run((*argv, "--seed", "1"), studio, capsys)["scores"]["bits_per_dim"] != found["bits_per_dim"]
+
+
+MISTAKES = [
+    Case("sampler option without a judge", ("evaluate", "prior", "{root}/codes", "temperature=0.5"), ("temperature=0.5 has no effect without --judge",)),
+    Case("samples without a judge", ("evaluate", "prior", "{root}/codes", "--samples", "20"), ("--samples has no effect without --judge",)),
+    Case("seed without anything drawn", ("evaluate", "prior", "{root}/codes", "--seed", "0"), ("--seed has no effect",)),
+    Case("limit with a judge", (*JUDGED, "--limit", "5"), ("--limit has no effect with --judge",)),
+    Case("batch size with a judge", (*JUDGED, "--batch-size", "5"), ("--batch-size has no effect with --judge",)),
+    Case("likelihood with a judge", (*JUDGED, "--likelihood"), ("--likelihood has no effect with --judge",)),
+    Case("sampler option with a likelihood", ("evaluate", "diffusion", "{data}", "--likelihood", "steps=2"), ("steps=2 has no effect",)),
+    Case("unknown sampler option", (*JUDGED, "temprature=1"), ("'temprature'", "did you mean 'temperature'")),
+    Case("label that is none", (*JUDGED, "label=10"), ("label=10", "0 to 9")),
+    Case("fewer samples than features", (*JUDGED, "--samples", "4"), ("--samples 4", "4 features")),
+    Case("judge that is none", ("evaluate", "prior", "{data}", "--judge", "vqvae"), ("'vqvae'", "expected 'classifier'")),
+    Case("model that does not generate", ("evaluate", "vqvae", "{data}", "--judge", "classifier"), ("does not generate",)),
+    Case("model without a likelihood", ("evaluate", "vqvae", "{data}", "--likelihood"), ("VQVAE has no likelihood",)),
+    Case("rows that are no lanes", ("evaluate", "diffusion", "{data}", "--likelihood", "--batch-size", "12"), ("--batch-size 12", "multiple of 8")),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("case", MISTAKES, ids=lambda case: case.name)
+def test_a_mistake_gives_one_line(case: Case, studio: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    argv = [word.replace("{root}", str(studio)).replace("{data}", str(studio / "data")) for word in case.argv]
+    require_one_line(argv, case.says, capsys)
