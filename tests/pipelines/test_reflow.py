@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -24,7 +26,9 @@ from pipelines.reflow_config import ReflowConfig
 from pipelines.settings import configure
 from pipelines.stage import Pipeline
 from pipelines.store import Artifact, Store
+from pipelines.training import training_job
 from pipelines.workers import Workers
+from tests.small_data import write_images
 
 STAGES = ("images", "judge", "flow", "pairs", "reflow", "distilled", "scores", "report")
 NETWORK = ("widths=[8,8]", "attention=[false,false]", "blocks=1", "groups=4", "patch=2")
@@ -131,13 +135,20 @@ def check_scores(place: str, answer: Mapping[str, Any]) -> None:
 
 
 @pytest.mark.ray
-def test_workers_that_trained_make_room_for_those_that_simulate(
-    argv: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """The warm group of the flow's training has every CPU until then; pairs come to the same rows for any number of workers."""
-    made = run(argv, capsys, "--workers", "2", "--store", str(tmp_path / "store"))
-    assert tuple(made["made"]) == STAGES
-    check_pairs({name: artifact["url"] for name, artifact in made["artifacts"].items()})
+def test_workers_that_trained_make_room_for_those_that_simulate(folder: Path) -> None:
+    """The warm group of a flow's training has every CPU of a small cluster until then."""
+    import ray
+
+    count, data = os.cpu_count() or 1, write_images(folder / "data", train=48, test=16)
+    config = configure(ReflowConfig(), REFLOW.presets["quick"], "quick", None, [*TINY, f"flow.train.batch_size={8 * count}"])
+    with Workers(count) as workers:
+        workers.train(training_job(config.flow, str(data), str(folder / "run"), {}), lambda row: None)
+        assert ray.available_resources().get("CPU", 0.0) == 0
+        assert workers.make_room() == count
+        deadline = time.monotonic() + 60
+        while ray.available_resources().get("CPU", 0.0) < count:
+            assert time.monotonic() < deadline, ray.available_resources()
+            time.sleep(0.1)
 
 
 class Killed(BaseException):
