@@ -113,11 +113,15 @@ def train_for(job: TrainingJob, seconds: float, workers: Workers) -> None:
     """Trains until the steps of the run have taken almost so many seconds in all, or to its end."""
     while not finished(job):
         step, spent = trained_seconds(job.run)
-        if spent >= NEAR * seconds:
+        rested = step > 0 and finished(_until(job, step))  # else it was killed, and its last checkpoint may be of an earlier step
+        if rested and spent >= NEAR * seconds:
             return
-        more = FIRST_STEPS if not step else max(1, int(AIM * (seconds - spent) * step / spent))
-        until = step + more if step + more < job.train.steps else None
-        workers.train(TrainingJob.parse(job.to_json() | {"until": until}, "benchmark"), lambda row: None)
+        more = max(int(rested), int(AIM * (seconds - spent) * step / spent)) if step else FIRST_STEPS
+        workers.train(_until(job, step + more), lambda row: None)
+
+
+def _until(job: TrainingJob, step: int) -> TrainingJob:
+    return job.model_copy(update={"until": step if step < job.train.steps else None})
 
 
 def model_now(job: TrainingJob) -> Family:
