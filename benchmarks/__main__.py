@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from benchmarks import loader, recompute, ring, sampling, stage_start, sweep, throughput
+from benchmarks import loader, recompute, ring, sampling, solvers, stage_start, sweep, throughput
 
-for benchmark in (loader, throughput, stage_start, sweep, sampling, recompute, ring):
+for benchmark in (loader, throughput, stage_start, sweep, sampling, solvers, recompute, ring):
     print(benchmark.main(), flush=True)
     print(flush=True)
