@@ -6,20 +6,15 @@ written last, and only then are shards removed that nothing names any more.
 
 from __future__ import annotations
 
-import logging
-import os
-import re
-import secrets
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from typing import Any
 
+from clusters.shard_tasks import Item, absolute, attempt, make_on_ray
 from components import storage
-from components.data.index import DatasetIndex, ShardEntry, make_index, sums_file, write_index
+from components.data.index import DatasetIndex, ShardEntry, make_index, write_index
 from components.data.plan import Plan, plan
 from components.data.prepare_config import PrepareConfig
-from components.data.reuse import Reuse, carry_over, whole_shards
+from components.data.reuse import Reuse, carry_over, remove_unused, whole_shards
 from components.data.shards import ShardSpec, write_shard
 from components.data.write import shard_file
 from components.errors import UserError
@@ -45,7 +40,7 @@ def prepare(
     One process at a time writes to `out`; `waiting` is told for whom the others wait. Raises UserError naming the culprit file; `out` is
     then left as it was.
     """
-    source, out = _absolute(source), _absolute(out)
+    source, out = absolute(source), absolute(out)
     reuse = reuse or Reuse()
     with writing(out, waiting) as lease:
         planned = plan(source, config, reuse.files)
@@ -75,7 +70,7 @@ def _make(planned: Plan, out: str, workers: int, report: OnProgress, datasets: t
             for fingerprint in new:
                 storage.remove(storage.join(out, shard_file(fingerprint)))
         raise
-    _remove_unused(out, index)
+    remove_unused(out, index)
     return index
 
 
@@ -84,64 +79,8 @@ def _write_here(specs: list[ShardSpec], out: str) -> Iterator[ShardEntry]:
 
 
 def _write_on_ray(specs: list[ShardSpec], out: str, workers: int) -> Iterator[ShardEntry]:
-    """Entries of shards as Ray Data finishes them. After a user's mistake no further shard is begun, and none is still being written."""
-    if not specs:
-        return
-    import ray
-
-    assert ray.is_initialized(), "the caller decides which cluster: call ray.init first"
-    stop = storage.join(out, f".stop-{secrets.token_hex(6)}")
-    items = [{"spec": spec.model_dump_json(), "out": out, "stop": stop} for spec in specs]
-    problem: str | None = None
-    with _quiet_context(workers):
-        results = ray.data.from_items(items, override_num_blocks=len(items)).map(_write_one, num_cpus=1)
-        for result in results.iter_rows():
-            if result["entry"] and problem is None:
-                yield ShardEntry.model_validate_json(result["entry"])
-            elif result["problem"] and problem is None:
-                problem = result["problem"]
-                storage.write_bytes(stop, b"")
-    if problem is not None:
-        storage.remove(stop)
-        raise UserError(problem)
+    return make_on_ray(specs, out, _write_one, workers)
 
 
-def _write_one(item: dict[str, Any]) -> dict[str, str]:
-    """One shard on a worker. Its mistakes travel as text, since an exception would come back wrapped in Ray's own and its traceback."""
-    if storage.exists(item["stop"]):
-        return {"entry": "", "problem": ""}
-    try:
-        entry = write_shard(ShardSpec.model_validate_json(item["spec"]), item["out"])
-    except UserError as error:
-        return {"entry": "", "problem": str(error)}
-    return {"entry": entry.model_dump_json(), "problem": ""}
-
-
-def _quiet_context(workers: int) -> Any:
-    """Ray Data's settings for this run alone: no bars or chatter of its own, at most `workers` CPUs."""
-    import ray.data
-
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # copying reads options that Ray itself has retired
-        context = ray.data.DataContext.get_current().copy()
-    context.enable_progress_bars = False
-    context.enable_operator_progress_bars = False
-    context.print_on_execution_start = False
-    context.execution_options.verbose_progress = False
-    context.execution_options.resource_limits = ray.data.ExecutionResources(cpu=workers)
-    return ray.data.DataContext.current(context)
-
-
-def _remove_unused(out: str, index: DatasetIndex) -> None:
-    used = {entry.file for entries in index.splits.values() for entry in entries} | {sums_file(index)}
-    for name in storage.list_names(out):
-        if re.fullmatch(r"shard-[0-9a-f]+\.arrow|sums-[0-9a-f]+\.json", name) and name not in used:
-            storage.remove(storage.join(out, name))
-
-
-def _absolute(url: str) -> str:
-    """Workers have other working directories."""
-    if re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", url):
-        return url
-    return os.path.abspath(os.path.expanduser(url))
+def _write_one(item: Item) -> dict[str, str]:
+    return attempt(item, lambda spec, out: write_shard(ShardSpec.model_validate_json(spec), out))

@@ -37,6 +37,7 @@ from pipelines.options import (
     watched,
 )
 from pipelines.registry_commands import models, promote, register, rollback, track_artifact
+from pipelines.sampling_command import sample
 from pipelines.schedule.commands import schedule
 from pipelines.shell import Answer, answer
 from pipelines.store import COMMIT, Store, open_artifact
@@ -246,36 +247,8 @@ def train(
 
 
 app.command("track")(track_artifact)
-for command in (sweep, submit, jobs, logs, stop, register, models, promote, rollback):
+for command in (sample, sweep, submit, jobs, logs, stop, register, models, promote, rollback):
     app.command()(command)
-
-
-@app.command()
-def sample(
-    model: Annotated[str, typer.Argument(help="Model folder or URL, or an artifact of the store.")],
-    overrides: Overrides = None,
-    count: Annotated[int, typer.Option("--count", min=1, help="How many samples.")] = 64,
-    seed: Annotated[int, typer.Option("--seed", min=0, help="Equal seeds give equal samples.")] = 0,
-    out: Annotated[str, typer.Option("--out", help="Folder or URL for samples.png and samples.safetensors.")] = "samples",
-    config: ConfigOption = None,
-    store: StoreOption = "store",
-    json: JsonOption = False,
-    verbose: VerboseOption = False,
-) -> Answer:
-    """Draws samples from a model that generates: a picture to look at, and the numbers themselves.
-
-    \b
-    raymill sample prior --count 100 temperature=0.9 top_k=64
-    raymill sample store/artifacts/prior-0123456789abcdef/model --seed 7 --out out/seven
-    """
-    from components.evaluation.sampling import write_samples
-    from components.families.model_folder import load_model
-    from pipelines.settings import sampler_settings
-    from pipelines.training import find_model
-
-    loaded = load_model(find_model(model, Store(store)))
-    files = write_samples(loaded, count, seed, sampler_settings(loaded, config, overrides or []), out)
-    return Answer({"model": model, "count": count, "seed": seed, "files": files}, files)
 
 
 @app.command()

@@ -106,8 +106,8 @@ def first_batch(job: TrainingJob) -> tuple[Family, dict[str, torch.Tensor]]:
     return family, next(iter(Loader(data, BATCH, seed=0).batches(0, 1)))
 
 
-def context(phase: Phase, step: int, rows: int = BATCH) -> Context:
-    return Context(step, phase.name, Draws(0, step, phase.name, 0, CPU), rows, rows, Communication())
+def context(phase: Phase, step: int, rows: int = BATCH, first: int = 0) -> Context:
+    return Context(step, phase.name, Draws(0, step, phase.name, first, CPU), rows, rows, Communication())
 
 
 def difference(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:
@@ -211,7 +211,8 @@ def test_8_halves_add_up_to_the_whole(make_job) -> None:
     phase = family.phases[0]
     half = BATCH // 2
     whole = family.evaluate(batch, context(phase, 0))
-    parts = [family.evaluate({k: v[cut] for k, v in batch.items()}, context(phase, 0, half)) for cut in (slice(0, half), slice(half, None))]
+    cuts = slice(0, half), slice(half, BATCH)
+    parts = [family.evaluate({k: v[cut] for k, v in batch.items()}, context(phase, 0, half, cut.start)) for cut in cuts]
     for key, (total, count) in whole.items():
         sums = sum(part[key][0] for part in parts), sum(part[key][1] for part in parts)
         assert torch.allclose(sums[0].double(), total.double(), rtol=1e-5)

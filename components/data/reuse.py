@@ -5,13 +5,14 @@ A shard is a pure function of its specification, so one of the same specificatio
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Set
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 
 from components import storage
-from components.data.index import INDEX, ShardEntry, read_whole_index
+from components.data.index import INDEX, DatasetIndex, ShardEntry, read_whole_index, sums_file
 from components.data.sources.known import KnownFiles
 from components.errors import UserError
 
@@ -55,6 +56,14 @@ def carry_over(wanted: Set[str], datasets: tuple[str, ...], out: str) -> Iterato
                     wanted.remove(entry.spec)
                     given += 1
                     yield entry
+
+
+def remove_unused(url: str, index: DatasetIndex) -> None:
+    """Removes the shards at `url` that its new `index` does not name."""
+    used = {entry.file for entries in index.splits.values() for entry in entries} | {sums_file(index)}
+    for name in storage.list_names(url):
+        if re.fullmatch(r"shard-[0-9a-f]+\.arrow|sums-[0-9a-f]+\.json", name) and name not in used:
+            storage.remove(storage.join(url, name))
 
 
 def _copied(entry: ShardEntry, url: str, out: str) -> ShardEntry | None:

@@ -148,9 +148,28 @@ class Family(nn.Module):
         """What the report draws of the scores that `finish` gave, beside their numbers."""
         return ()
 
-    def sample(self, count: int, seed: int, sampler: AnyConfig) -> Tensor:
-        """`count` samples; equal seeds give equal samples. Families that do not generate raise UserError."""
+    def sample(self, count: int, seed: int, sampler: AnyConfig, first: int = 0) -> Tensor:
+        """Rows `first`, a multiple of LANE, to `first` + `count` of the endless table of samples that `seed` and `sampler` name.
+
+        A row does not depend on which others are asked for. Families that do not generate raise UserError.
+        """
         raise UserError(f"{type(self).__name__} does not generate samples; choose a generative family")
+
+    def sample_labels(self, count: int, sampler: AnyConfig, first: int = 0) -> Tensor | None:
+        """The classes (count,) int64 that those rows are drawn for; None where the model knows none."""
+        raise UserError(f"{type(self).__name__} does not generate samples; choose a generative family")
+
+    def evaluations(self, sampler: AnyConfig) -> int | None:
+        """How often the network runs for one sample, twice where guidance asks for both; None where the solver decides that."""
+        raise UserError(f"{type(self).__name__} does not generate samples; choose a generative family")
+
+    def settled(self, sampler: AnyConfig) -> AnyConfig:
+        """The sampler with nothing left open; raises UserError when an option of it does not fit this model."""
+        return sampler
+
+    def sample_pairs(self, count: int, seed: int, sampler: AnyConfig, first: int = 0) -> tuple[Tensor, Tensor]:
+        """The noise (count, C, H, W) of those rows and the data that it becomes, in [-1, 1] but for errors, where one makes the other."""
+        raise UserError(f"{type(self).__name__} does not make a picture of one noise, so it has no pairs; choose a denoising family")
 
     def adopt(self, name: str, model: Family) -> None:
         """Takes a trained model of an earlier stage (a tokenizer, a warm start); raises UserError for a name it has no use for.

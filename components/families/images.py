@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from components.errors import UserError
@@ -24,3 +25,20 @@ def image_shape(data: DataShape) -> tuple[int, int, int]:
 def pixels(batch: Batch) -> Tensor:
     """The batch's pictures as float32 (B, C, H, W) in [0, 1]."""
     return batch[IMAGE].float() / 255
+
+
+def classes_in_turn(count: int, first: int, num_classes: int, label: int | None = None) -> Tensor | None:
+    """The classes (count,) int64 of samples `first` and on: `label`, else 0, 1, ... again and again; None without classes."""
+    if not num_classes:
+        return None
+    return torch.full((count,), label) if label is not None else (first + torch.arange(count)) % num_classes
+
+
+def require_below(values: Tensor, bound: int, column: str, setting: str) -> None:
+    """Raises UserError when a value is not in [0, `bound`), which the config calls `setting`."""
+    low, high = values.aminmax()
+    if low < 0 or high >= bound:
+        worst = int(low if low < 0 else high)
+        raise UserError(
+            f"the column {column!r} holds {worst}, expected 0 to {bound - 1} for {setting}={bound}; use the data set this model is for"
+        )

@@ -15,7 +15,7 @@ import safetensors.torch
 from safetensors import SafetensorError
 
 from components import storage
-from components.config import Config
+from components.config import Config, fingerprint
 from components.errors import UserError, did_you_mean
 from components.families.catalogue import FAMILIES
 from components.families.contract import Family, replicated
@@ -80,6 +80,12 @@ def load_model(url: str, expect: str | None = None) -> Family:
     for child in storage.list_names(storage.join(url, CHILDREN)):
         family.adopt(child, load_model(storage.join(url, CHILDREN, child)))
     return family.eval()
+
+
+def model_fingerprint(url: str) -> str:
+    """Of the weights and config of the model at `url`, by the checksums of its folder; raises UserError when there is none."""
+    header = _header(url)
+    return fingerprint([header["family"], header["config"], header["sha256"]])
 
 
 def read_model_rows(url: str, spans: Spans) -> Rows:

@@ -20,6 +20,7 @@ from components.config import Config as AnyConfig
 from components.errors import UserError
 from components.families.contract import Batch, DataShape, Family, OptimizerConfig, Phase, PhaseOutput, Proof
 from components.families.gpt2_export import write_gpt2
+from components.families.images import classes_in_turn, require_below
 from components.functional.token_sampling import draw, guide, keep_top_k, keep_top_p
 from components.networks.transformer import Activation, Transformer
 from components.training.context import Context
@@ -149,8 +150,8 @@ class Prior(Family):
             return codes, codes.new_full((codes.shape[0],), self._null_token)
         labels = batch["label"].long()
         if codes.device.type == "cpu":  # elsewhere the look would wait for the device; there the loss itself stops on a foreign code
-            _require_below(codes, c.code_count, "codes", "code_count")
-            _require_below(labels, c.num_classes, "label", "num_classes")
+            require_below(codes, c.code_count, "codes", "code_count")
+            require_below(labels, c.num_classes, "label", "num_classes")
         return codes, c.code_count + labels
 
     @property
@@ -171,21 +172,33 @@ class Prior(Family):
         """Tokens (B, L) to scores (B, L, K) of the K codes, float32: classes are never predicted."""
         return self.transformer.logits(self.transformer(tokens, random), self.config.code_count).float()
 
-    def sample(self, count: int, seed: int, sampler: AnyConfig) -> Tensor:
+    def sample(self, count: int, seed: int, sampler: AnyConfig, first: int = 0) -> Tensor:
         """Codes (count, h, w) int64; row i depends on the seed, its number and the sampler only.
 
         Raises UserError for a label, top_k or guidance that this model does not have.
         """
         assert isinstance(sampler, PriorSampler)
-        self._require_possible(sampler)
+        self.settled(sampler)
         device = self.transformer.norm.weight.device
-        uniform = Draws(seed, 0, "sample", 0, device).uniform("codes", (count, self.config.length))
-        conditions = self._conditions(count, sampler.label).to(device)
+        uniform = Draws(seed, 0, "sample", first, device).uniform("codes", (count, self.config.length))
+        labels = self.sample_labels(count, sampler, first)
+        conditions = torch.full((count,), self._null_token) if labels is None else self.config.code_count + labels
+        conditions = conditions.to(device)
         codes = torch.empty(count, self.config.length, dtype=torch.int64, device=device)
         for part in range(0, count, sampler.batch_size):
             rows = slice(part, part + sampler.batch_size)
             self._draw_codes(codes[rows], conditions[rows], uniform[rows].T.contiguous(), sampler)
         return codes.view(count, *self.config.grid)
+
+    def sample_labels(self, count: int, sampler: AnyConfig, first: int = 0) -> Tensor | None:
+        """Each class in turn, or the one that `sampler` names."""
+        assert isinstance(sampler, PriorSampler)
+        return classes_in_turn(count, first, self.config.num_classes, sampler.label)
+
+    def evaluations(self, sampler: AnyConfig) -> int:
+        """Steps of the transformer, one a code."""
+        assert isinstance(sampler, PriorSampler)
+        return self.config.length * (2 if sampler.guidance != 1 else 1)
 
     def decode(self, codes: Tensor) -> Tensor:
         """Codes (B, h, w) to images (B, C, H, W) in [0, 1] by the adopted tokenizer; raises UserError without one."""
@@ -194,7 +207,9 @@ class Prior(Family):
         with torch.inference_mode():
             return self._tokenizer[0].to(codes.device).decode(codes)
 
-    def _require_possible(self, sampler: PriorSampler) -> None:
+    def settled(self, sampler: AnyConfig) -> PriorSampler:
+        """The sampler as it is. Raises UserError for a label, top_k or guidance that this model does not have."""
+        assert isinstance(sampler, PriorSampler)
         c = self.config
         if sampler.label is not None and sampler.label >= c.num_classes:
             raise UserError(
@@ -204,13 +219,7 @@ class Prior(Family):
             raise UserError(f"sampler.top_k={sampler.top_k} is more than the {c.code_count} codes there are; lower it or leave it out")
         if sampler.guidance != 1 and not c.condition_dropout:
             raise UserError(f"sampler.guidance={sampler.guidance} needs a prior trained with condition_dropout above 0; set guidance=1")
-
-    def _conditions(self, count: int, label: int | None) -> Tensor:
-        c = self.config
-        if not c.num_classes:
-            return torch.full((count,), self._null_token)
-        labels = torch.arange(count) % c.num_classes if label is None else torch.full((count,), label)
-        return c.code_count + labels
+        return sampler
 
     @torch.inference_mode()
     def _draw_codes(self, codes: Tensor, conditions: Tensor, uniform: Tensor, sampler: PriorSampler) -> None:
@@ -237,12 +246,3 @@ def _filtered(logits: Tensor, sampler: PriorSampler) -> Tensor:
     if sampler.top_k is not None:
         logits = keep_top_k(logits, sampler.top_k)
     return keep_top_p(logits, sampler.top_p) if sampler.top_p < 1 else logits
-
-
-def _require_below(values: Tensor, bound: int, column: str, setting: str) -> None:
-    low, high = values.aminmax()
-    if low < 0 or high >= bound:
-        worst = int(low if low < 0 else high)
-        raise UserError(
-            f"the column {column!r} holds {worst}, expected 0 to {bound - 1} for {setting}={bound}; use the data set this model is for"
-        )

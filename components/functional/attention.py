@@ -11,16 +11,25 @@ from torch import Tensor
 
 
 def causal_attention(queries_keys_values: Tensor, heads: int) -> Tensor:
-    """Every position attends to itself and to what is before it.
+    """Every position attends to itself and to what is before it; else as `self_attention`."""
+    return _attention(queries_keys_values, heads, causal=True)
+
+
+def self_attention(queries_keys_values: Tensor, heads: int) -> Tensor:
+    """Every position attends to all.
 
     `queries_keys_values` is (B, L, 3 * W): queries, keys and values of all heads side by side, head h in columns h * W / heads and on.
     Returns (B, L, W), heads side by side. softmax(Q K^T / sqrt(W / heads)) V, eq. 1.
     """
+    return _attention(queries_keys_values, heads, causal=False)
+
+
+def _attention(queries_keys_values: Tensor, heads: int, causal: bool) -> Tensor:
     rows, length, width = queries_keys_values.shape
     with _precision(queries_keys_values) as dtype:
         split = queries_keys_values.to(dtype).view(rows, length, 3, heads, width // (3 * heads))
         queries, keys, values = split.permute(2, 0, 3, 1, 4)  # (B, heads, L, W / heads) each
-        attended = F.scaled_dot_product_attention(queries, keys, values, is_causal=True)
+        attended = F.scaled_dot_product_attention(queries, keys, values, is_causal=causal)
     return attended.transpose(1, 2).reshape(rows, length, width // 3).to(queries_keys_values.dtype)
 
 
