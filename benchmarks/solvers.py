@@ -72,28 +72,30 @@ class Panel:
 
 @dataclass(frozen=True)
 class Setting:
-    """A schedule, with what a model of its family predicts, exactly."""
+    """What a model of a family with this schedule predicts, exactly, and the times that suit it."""
 
     title: str
-    schedule: Schedule
     denoiser: Denoiser
+    spacing: Spacing
 
     @classmethod
-    def of(cls, title: str, schedule: Schedule, prediction: Prediction) -> Setting:
-        oracle = MixtureOracle(torch.tensor(MEANS).unsqueeze(1), torch.tensor(STDS), torch.tensor(WEIGHTS), schedule)
-        return cls(title, schedule, oracle.denoiser(prediction))
+    def of(cls, title: str, schedule: Schedule, prediction: Prediction, spacing: Spacing) -> Setting:
+        return cls(title, oracle(schedule).denoiser(prediction), spacing)
 
-    def of_steps(self, samplers: dict[str, tuple[int, Run]], error: Callable[[Setting, Draw], float]) -> dict[str, Points]:
+    def of_steps(self, samplers: dict[str, Sampler], error: Error) -> dict[str, Points]:
         """Of each sampler, how its error falls as it may ask more often."""
-        found: dict[str, Points] = {name: [] for name in samplers}
-        for name, (cost, run) in samplers.items():
-            for budget in BUDGETS:
-                times = times_of(self.schedule, "uniform", budget // cost)
-                found[name].append(self._point(lambda d, x, noise, run=run, times=times: run(d, x, times, noise), error))
-        return found
+        return {name: [self.of_sampler(sampler, budget, error) for budget in BUDGETS] for name, sampler in samplers.items()}
+
+    def of_sampler(self, sampler: Sampler, budget: int, error: Error) -> tuple[int, float]:
+        cost, run = sampler
+        times = times_of(self.denoiser.schedule, self.spacing, budget // cost)
+        return self._point(lambda denoiser, x, noise: run(denoiser, x, times, noise), error)
 
     def of_tolerances(self) -> Points:
-        return [self._point(lambda d, x, noise, tol=tol: dopri5(d, x, rtol=tol, atol=tol), flow_error) for tol in TOLERANCES]
+        return [self._of_tolerance(tolerance) for tolerance in TOLERANCES]
+
+    def _of_tolerance(self, tolerance: float) -> tuple[int, float]:
+        return self._point(lambda denoiser, x, _: dopri5(denoiser, x, rtol=tolerance, atol=tolerance), flow_error)
 
     def _point(self, draw: Draw, error: Error) -> tuple[int, float]:
         self.denoiser.evaluations = 0
@@ -147,7 +149,8 @@ def measure() -> list[Panel]:
     line = Setting.of("straight line", StraightLine(), "velocity", "uniform")
     panels = []
     for setting in (preserving, line):
-        curves = setting.of_steps(FLOWS, flow_error) | {"dopri5": setting.of_tolerances()}
+        samplers = {name: sampler for name, sampler in FLOWS.items() if setting is preserving or name != "DDIM"}  # on the line it is Euler
+        curves = setting.of_steps(samplers, flow_error) | {"dopri5": setting.of_tolerances()}
         panels.append(Panel(f"{setting.title}, no noise: distance from the exact flow", curves))
     panels.append(Panel("VP, with noise: distance from the law", preserving.of_steps(DRAWS, law_error), floor()))
     return panels
@@ -200,8 +203,11 @@ def draw(panels: list[Panel], path: Path) -> None:
 
     figure = Figure(figsize=(11, 3.9), layout="constrained")
     for panel, axes in zip(panels, figure.subplots(1, len(panels)), strict=True):
-        for (name, points), mark in zip(panel.curves.items(), "os^Dv*P", strict=False):
-            axes.loglog(*zip(*points, strict=True), label=name, marker=mark, markersize=4, linewidth=1.3)
+        for name, points in panel.curves.items():
+            look = [*FLOWS, "dopri5", *DRAWS].index(name)  # the same in every panel
+            axes.loglog(
+                *zip(*points, strict=True), label=name, color=f"C{look % 10}", marker="os^DvXP"[look % 7], markersize=4, linewidth=1.3
+            )
         if panel.floor is not None:
             axes.axhline(panel.floor, color="grey", linestyle=":", linewidth=1.2, label="true data")
         axes.set_title(panel.title, fontsize=9, loc="left")
