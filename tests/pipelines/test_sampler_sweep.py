@@ -26,6 +26,7 @@ from pipelines.cli import main
 from pipelines.sampler_sweep_guide import SamplerSweepGuide
 from pipelines.settings import sampler_settings
 from pipelines.store import Store
+from pipelines.training import find_model
 from tests.pipelines.test_bad_input import Case
 from tests.pipelines.world import LOCAL, digest, require_one_line
 from tests.small_data import shipped_images
@@ -196,6 +197,18 @@ def test_a_default_goes_with_copies_of_the_model_and_not_into_what_is_built_on_i
     verify_model(str(place))
     save_model(loaded, str(tmp_path / "child"), {"tokenizer": url})
     assert not (tmp_path / "child" / "children" / "tokenizer" / SAMPLER).exists()
+
+
+def test_a_registered_model_is_swept_and_stays_whole(
+    root: Path, database: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    shutil.copy(database, root / "store" / "mlflow.db")
+    run(("register", "painter", "prior"), root, capsys)
+    found = run((SWEEP[0], "models:/painter/1", *SWEEP[2:], "--write"), root, capsys)
+    assert found["written"] == f"{model_of(root, 'prior')}/{SAMPLER}"
+    run(("promote", "painter", "1"), root, capsys)  # reads every byte of the artifact
+    assert load_model(find_model("models:/painter@champion", Store(str(root / "store")))).default_sampler is not None
 
 
 def test_another_sampler_than_the_default_begins_anew(root: Path) -> None:
