@@ -7,6 +7,8 @@ from components.families.contract import Family
 from components.families.diffusion import Diffusion
 from components.families.prior import Prior
 from components.families.recognition import Recognition
+from components.families.rectified_flow import RectifiedFlow
+from components.families.score_sde import ScoreSDE
 from components.families.vqgan import VQGAN
 from components.families.vqvae import VQVAE
 
@@ -15,6 +17,8 @@ FAMILIES: dict[str, type[Family]] = {
     "diffusion": Diffusion,
     "prior": Prior,
     "recognition": Recognition,
+    "rectified_flow": RectifiedFlow,
+    "score_sde": ScoreSDE,
     "vqgan": VQGAN,
     "vqvae": VQVAE,
 }

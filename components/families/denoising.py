@@ -8,7 +8,7 @@ A family says which one, at which times it learns, and which samplers fit it: it
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import ClassVar, Self
+from typing import Self
 
 import torch
 from pydantic import Field, model_validator
@@ -61,7 +61,7 @@ class Denoising(Family):
     averaged = ("network",)
     recomputed = ("network.down.*", "network.middle.*", "network.up.*")
     headline = ("loss", "min")
-    samplers: ClassVar[tuple[Name, ...]]  # those that fit, the family's own first
+    samplers: tuple[Name, ...]  # those that fit, the family's own first
 
     def __init__(self, config: DenoisingConfig) -> None:
         super().__init__(config)

@@ -110,7 +110,7 @@ METHODS: dict[Name, Method] = {
         run=lambda denoiser, x, times, noise, s: predictor_corrector(denoiser, x, times, noise, snr=s.snr, corrections=s.corrections),
         steps=125,
         options=("steps", "spacing", "clip", "snr", "corrections"),
-        cost=lambda sampler, schedule: (steps_of(sampler) - 1) * (1 + sampler.corrections) + 1,
+        cost=lambda sampler, schedule: steps_of(sampler) * (1 + sampler.corrections),
     ),
     "euler": _solver("euler", 50),
     "heun": _solver("heun", 25),

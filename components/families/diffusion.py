@@ -84,7 +84,7 @@ class Diffusion(Denoising):
         return snr.clamp(max=self.config.snr_cap) * of_x0
 
     def bound_in_bits_per_dim(self, images: Tensor, ctx: Context, labels: Tensor | None = None) -> Tensor:
-        """An upper bound of `bits_per_dim` for numbers of 8 bits, the variational one, from one draw of each level: (B,) float64."""
+        """The variational bound on what 8-bit numbers cost, estimated from one draw of each level: (B,) float64, as in `bits_per_dim`."""
         calls = count()
         data = images.float() / 127.5 - 1
         with torch.no_grad():

@@ -27,7 +27,8 @@ TABLEAUS: dict[str, Tableau] = {
     "midpoint": ((0.0, 0.5), ((), (0.5,)), (0.0, 1.0)),
     "rk4": ((0.0, 0.5, 0.5, 1.0), ((), (0.5,), (0.0, 0.5), (0.0, 0.0, 1.0)), (1 / 6, 1 / 3, 1 / 3, 1 / 6)),  # the classical one
 }
-MAX_STEPS = 10_000  # of the adaptive solver, 6 evaluations each
+FIRST_STEP = 0.01  # of the way, for the adaptive solver: left to itself it asks far past the end to choose one
+MAX_STEPS = 10_000  # of it, 6 evaluations each
 State = tuple[Tensor, ...]  # each with a row for every row of a batch
 
 
@@ -72,7 +73,9 @@ def solve(field: Callable[[Tensor, State], State], state: State, times: Tensor, 
     if not (rtol > 0 and atol > 0):
         raise UserError(f"rtol: {rtol:g}, atol: {atol:g}; tolerances above 0 are expected, such as 1e-5")
     times = times.to(state[0].device)
-    options = {"norm": _worst_row, "max_num_steps": MAX_STEPS, "step_t": times[-1:]}  # meets the end, for past it a schedule is not defined
+    first = FIRST_STEP * (times[-1] - times[0]).abs()
+    # step_t: it meets the end, past which a schedule is not defined, instead of stepping over it
+    options = {"norm": _worst_row, "first_step": first, "step_t": times[-1:], "max_num_steps": MAX_STEPS}
     try:
         path = odeint(field, tuple(part.double() for part in state), times, rtol=rtol, atol=atol, method="dopri5", options=options)
     except AssertionError as error:  # is how the solver gives up

@@ -37,7 +37,7 @@ class Oracle(ABC):
         """Natural logarithm of the density of x (B, ...) at times t () or (B,): (B,) float64."""
 
     @abstractmethod
-    def means(self, x: Tensor, at: Coefficients) -> tuple[Tensor, Tensor, Tensor]:
+    def expected(self, x: Tensor, at: Coefficients) -> tuple[Tensor, Tensor, Tensor]:
         """E[x_0 | x], E[eps | x] and the pull, each (B, ...)."""
 
     def denoiser(self, prediction: Prediction, clip: tuple[float, float] | None = None) -> Denoiser:
@@ -46,7 +46,7 @@ class Oracle(ABC):
         def model(x: Tensor, t: Tensor) -> Tensor:
             x = x.double()
             at = Coefficients.at(self.schedule, t.to(x.device), x)
-            x0, eps, pull = self.means(x, at)
+            x0, eps, pull = self.expected(x, at)
             return -pull if prediction == "score" else target(prediction, x0, eps, at)
 
         return Denoiser(model, prediction, self.schedule, clip)
@@ -70,7 +70,7 @@ class GaussianOracle(Oracle):
         variance = self._variance(at)
         return (_log_normal((x - at.alpha * self.mean).square() / variance, variance)).flatten(1).sum(1)
 
-    def means(self, x: Tensor, at: Coefficients) -> tuple[Tensor, Tensor, Tensor]:
+    def expected(self, x: Tensor, at: Coefficients) -> tuple[Tensor, Tensor, Tensor]:
         pull = (x - at.alpha * self.mean) / self._variance(at)
         return self.mean + at.alpha * self.std.square() * pull, at.sigma * pull, pull
 
@@ -104,7 +104,7 @@ class MixtureOracle(Oracle):
         _, _, log_joint = self._components(x, Coefficients.at(self.schedule, t, x))
         return log_joint.logsumexp(1)
 
-    def means(self, x: Tensor, at: Coefficients) -> tuple[Tensor, Tensor, Tensor]:
+    def expected(self, x: Tensor, at: Coefficients) -> tuple[Tensor, Tensor, Tensor]:
         spread, pulls, log_joint = self._components(x, at)
         share = _beside(log_joint.softmax(1), pulls)
         pull = (share * pulls).sum(1)

@@ -26,8 +26,9 @@ def euler_maruyama(denoiser: Denoiser, x: Tensor, times: Tensor, noise: Noise, *
     for t, s in _intervals(schedule, times):
         if s == 0:
             return denoiser.predict("x0", x, t)
-        drift = schedule.drift(t) * x - schedule.diffusion_squared(t) * denoiser.predict("score", x, t)
-        x = x + (s - t) * drift + (schedule.diffusion_squared(t) * (t - s)).sqrt() * noise(x)
+        spread = schedule.diffusion_squared(t)
+        drift = schedule.drift(t) * x - spread * denoiser.predict("score", x, t)
+        x = x + (s - t) * drift + (spread * (t - s)).sqrt() * noise(x)
     return denoiser.predict("x0", x, s) if final else x
 
 

@@ -1,0 +1,89 @@
+"""Score SDEs in continuous time: VP, VE and sub-VP (Song et al. 2021, arXiv 2011.13456). `python -m pipelines.cli train score_sde DATA`.
+
+The network predicts eps, so score = -eps / std, and the paper's loss weighted by std^2, ||std score + eps||^2, is the squared error of eps.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+from torch import Tensor
+
+from components.families.contract import OptimizerConfig, Proof
+from components.families.denoising import Denoising, DenoisingConfig
+from components.families.denoising_sampler import Name
+from components.families.diffusers_export import vp_scheduler, write_diffusers
+from components.functional.noise_schedules import Schedule, SubVariancePreserving, VarianceExploding, VariancePreserving
+from components.functional.predictions import Coefficients
+from components.training.randomness import Draws
+
+Equation = Literal["vp", "ve", "subvp"]
+TIME_SCALE = 999  # t = 1 is the last of a network's thousand steps, as in the paper's code
+DATA_STD = 0.5  # of pixels in [-1, 1], about; sigma_data of Karras et al. 2022, arXiv 2206.00364, table 1
+
+_SDE: tuple[Name, ...] = ("euler_maruyama", "reverse_diffusion", "predictor_corrector")
+_FLOW: tuple[Name, ...] = ("euler", "heun", "midpoint", "rk4", "dopri5")
+_DISCRETE: tuple[Name, ...] = ("ddim", "dpm_solver")  # made for discrete levels, which sub-VP does not have
+SAMPLERS: dict[Equation, tuple[Name, ...]] = {
+    "vp": (*_DISCRETE, *_SDE, *_FLOW, "ancestral"),
+    "ve": ("predictor_corrector", "euler_maruyama", "reverse_diffusion", *_FLOW, *_DISCRETE),  # its probability flow makes poor pictures
+    "subvp": (*_SDE, *_FLOW),
+}
+
+
+class ScoreSDEConfig(DenoisingConfig):
+    """Which equation makes noise of data."""
+
+    sde: Equation = "vp"
+    sigma_max: float = Field(50.0, gt=1, description="ve only: noise at the end, about the largest distance between two pictures")
+
+    @model_validator(mode="after")
+    def _options_have_an_effect(self) -> Self:
+        if self.sde != "ve" and self.sigma_max != type(self).model_fields["sigma_max"].default:
+            raise ValueError(f"sigma_max={self.sigma_max} has no effect with sde={self.sde}; set sde=ve")
+        return self
+
+
+class ScoreSDE(Denoising):
+    """A network that knows the score of noisy data at every time from the schedule's start to 1."""
+
+    Config = ScoreSDEConfig
+    config: ScoreSDEConfig
+    prediction = "eps"
+    proof = Proof(
+        data="images",
+        model={"network": {"widths": (8, 16), "attention": (False, True), "blocks": 1, "groups": 4, "patch": 2}},
+        optimizer=OptimizerConfig(lr=3e-3),
+        steps=60,
+        improves=0.6,
+    )
+
+    def __init__(self, config: ScoreSDEConfig) -> None:
+        super().__init__(config)
+        exploding = VarianceExploding(sigma_max=config.sigma_max)
+        self._schedule: Schedule = {"vp": VariancePreserving(), "ve": exploding, "subvp": SubVariancePreserving()}[config.sde]
+        self.samplers = SAMPLERS[config.sde]
+
+    @property
+    def schedule(self) -> Schedule:
+        return self._schedule
+
+    def network_steps(self, t: Tensor) -> Tensor:
+        return TIME_SCALE * t
+
+    def time_of(self, uniform: Tensor) -> Tensor:
+        """Uniform from the schedule's start on."""
+        return self._schedule.start + (1 - self._schedule.start) * uniform
+
+    def predict(self, x: Tensor, t: Tensor, labels: Tensor | None, random: Draws | None = None) -> Tensor:
+        """eps. VE grows x to sigma_max: the network sees x / sqrt(DATA_STD^2 + sigma^2), of unit variance (Karras et al. 2022, eq. 7)."""
+        if self.config.sde == "ve":
+            x = x / (DATA_STD**2 + Coefficients.at(self._schedule, t, x).sigma.square()).sqrt()
+        return super().predict(x, t, labels, random)
+
+    def export(self, folder: Path) -> None:
+        """A diffusers folder. It has a scheduler, `ScoreSdeVpScheduler`, for VP; none there is right for VE and sub-VP: weights alone."""
+        scheduler = vp_scheduler(VariancePreserving()) if self.config.sde == "vp" else None
+        write_diffusers(self.network, scheduler, folder, self.config.image_size)
