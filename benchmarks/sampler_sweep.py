@@ -4,7 +4,8 @@
     python -m benchmarks.sampler_sweep STORE --model diffusion --data images --judge classifier --samples 1000
 
 All sides find the same scores, of the same samples, and what the judge sees in real pictures lies in the store's cache for all of them.
-Every side is a command of its own, its start and Ray's counted, on one thread a process. Without a STORE the pipeline `tokens` makes its prior first.
+Every side is a command of its own, its start and Ray's counted, on one thread a process. Without a STORE the pipeline `tokens` makes its
+prior first.
 """
 
 from __future__ import annotations

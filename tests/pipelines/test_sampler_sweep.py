@@ -26,6 +26,7 @@ from pipelines.cli import main
 from pipelines.sampler_sweep_guide import SamplerSweepGuide
 from pipelines.settings import sampler_settings
 from pipelines.store import Store
+from pipelines.training import find_model
 from tests.pipelines.test_bad_input import Case
 from tests.pipelines.world import LOCAL, digest, require_one_line
 from tests.small_data import shipped_images
@@ -198,6 +199,18 @@ def test_a_default_goes_with_copies_of_the_model_and_not_into_what_is_built_on_i
     assert not (tmp_path / "child" / "children" / "tokenizer" / SAMPLER).exists()
 
 
+def test_a_registered_model_is_swept_and_stays_whole(
+    root: Path, database: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    shutil.copy(database, root / "store" / "mlflow.db")
+    run(("register", "painter", "prior"), root, capsys)
+    found = run((SWEEP[0], "models:/painter/1", *SWEEP[2:], "--write"), root, capsys)
+    assert found["written"] == f"{model_of(root, 'prior')}/{SAMPLER}"
+    run(("promote", "painter", "1"), root, capsys)  # reads every byte of the artifact
+    assert load_model(find_model("models:/painter@champion", Store(str(root / "store")))).default_sampler is not None
+
+
 def test_another_sampler_than_the_default_begins_anew(root: Path) -> None:
     url = model_of(root, "diffusion")
     storage.write_json(f"{url}/{SAMPLER}", {"family": "diffusion", "sampler": {"sampler": "ddim", "eta": 0.5, "steps": 4}, "chosen": {}})
@@ -254,9 +267,17 @@ MISTAKES = [
     Case("option that changes nothing", (*PRIOR, "--vary", "batch_size=choice: [1, 2]"), ("batch_size", "do not depend")),
     Case("values out of range", (*PRIOR, "--vary", "top_p=uniform: [0.9, 1.5]"), ("top_p=", "less than or equal to 1", "trial")),
     Case("more codes than there are", (*PRIOR, "--vary", "top_k=choice: [4, 400]"), ("top_k=400", "16 codes", "trial")),
-    Case("sampler that does not fit", (*DIFFUSION, "--vary", "sampler=choice: [ddim, predictor_corrector]"), ("predictor_corrector", "does not fit")),
+    Case(
+        "sampler that does not fit",
+        (*DIFFUSION, "--vary", "sampler=choice: [ddim, predictor_corrector]"),
+        ("predictor_corrector", "does not fit"),
+    ),
     Case("more steps than levels", (*DIFFUSION, "--vary", "steps=choice: [4, 9]", "--search", "grid"), ("steps: 9", "8 levels", "trial")),
-    Case("option without effect on a sampler", (*GRID[:-2], "--vary", "eta=choice: [0.0, 1.0]"), ("eta=1.0", "no effect with sampler=dpm_solver")),
+    Case(
+        "option without effect on a sampler",
+        (*GRID[:-2], "--vary", "eta=choice: [0.0, 1.0]"),
+        ("eta=1.0", "no effect with sampler=dpm_solver"),
+    ),
     Case("grid of no choices", (*PRIOR, *WARM, "--search", "grid"), ("temperature", "a grid needs a choice")),
     Case("grid with trials", (*GRID, "--trials", "3"), ("trials=3", "no effect with search=grid")),
     Case("tpe option without tpe", (*SWEEP, "ahead=2"), ("ahead", "no effect")),
@@ -268,9 +289,15 @@ MISTAKES = [
     Case("unknown split", (*SWEEP, "split=trian"), ("'trian'", "did you mean 'train'")),
     Case("scheduler", (*SWEEP, "--scheduler", "asha"), ("--scheduler has no effect with --judge",)),
     Case("preset", (*SWEEP, "--preset", "quick"), ("--preset has no effect with --judge",)),
-    Case("write without a judge", ("sweep", "classifier", "{data}", "--vary", "model.dropout=uniform: [0, 0.5]", "--write", *LOCAL), ("--write has no effect",)),
+    Case(
+        "write without a judge",
+        ("sweep", "classifier", "{data}", "--vary", "model.dropout=uniform: [0, 0.5]", "--write", *LOCAL),
+        ("--write has no effect",),
+    ),
     Case("judge that is none", ("sweep", "prior", "{data}", "--judge", "vqvae", *WARM, *LOCAL), ("'vqvae'", "expected 'classifier'")),
-    Case("model that does not generate", ("sweep", "vqvae", "{data}", "--judge", "classifier", *WARM, *LOCAL), ("vqvae", "does not generate")),
+    Case(
+        "model that does not generate", ("sweep", "vqvae", "{data}", "--judge", "classifier", *WARM, *LOCAL), ("vqvae", "does not generate")
+    ),
     Case("unknown model", ("sweep", "piror", "{data}", "--judge", "classifier", *WARM, *LOCAL), ("'piror'", "did you mean 'prior'")),
     Case("data without pictures", ("sweep", "prior", "{root}/codes", "--judge", "classifier", *WARM, *LOCAL), ("codes", "image")),
     Case(
@@ -297,7 +324,7 @@ MISTAKES = [
         ("sweep.yaml", "'diffusion'", "'prior'"),
         lambda root: (root / "sweep.yaml").write_text("family: diffusion"),
     ),
-]  # fmt: skip
+]
 
 
 def _judge_of(root: Path, size: tuple[int, int]) -> None:
