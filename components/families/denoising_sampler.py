@@ -19,7 +19,7 @@ from components.errors import UserError
 from components.functional.ancestral import Variance, ancestral
 from components.functional.ddim import ddim, ddim_invert
 from components.functional.dpm_solver import dpm_solver_pp_2m
-from components.functional.noise_schedules import Discrete, Schedule
+from components.functional.noise_schedules import Discrete, Schedule, VariancePreserving
 from components.functional.ode_samplers import dopri5, ode
 from components.functional.predictions import Denoiser, Noise
 from components.functional.sde_samplers import euler_maruyama, predictor_corrector, reverse_diffusion
@@ -66,6 +66,7 @@ class Method:
     cost: Callable[[DenoisingSampler, Schedule], int] | None = lambda sampler, schedule: steps_of(sampler)  # evaluations; None: it decides
     levels: bool = False  # walks from level to level of a discrete schedule unless it is told otherwise
     back: Back | None = None  # the same way backwards, where there is one
+    even: bool = False  # serves best with even times on every schedule
 
 
 def _solver(method: Solver, steps: int) -> Method:
@@ -105,12 +106,14 @@ METHODS: dict[Name, Method] = {
     "reverse_diffusion": Method(
         run=lambda denoiser, x, times, noise, sampler: reverse_diffusion(denoiser, x, times, noise),
         steps=250,
+        even=True,
     ),
     "predictor_corrector": Method(
         run=lambda denoiser, x, times, noise, s: predictor_corrector(denoiser, x, times, noise, snr=s.snr, corrections=s.corrections),
         steps=125,
         options=("steps", "spacing", "clip", "snr", "corrections"),
         cost=lambda sampler, schedule: steps_of(sampler) * (1 + sampler.corrections),
+        even=True,
     ),
     "euler": _solver("euler", 50),
     "heun": _solver("heun", 25),
@@ -145,10 +148,17 @@ def settled(sampler: DenoisingSampler, fitting: tuple[Name, ...], schedule: Sche
     if "steps" in method.options:
         most = schedule.levels if isinstance(schedule, Discrete) else method.steps
         found["steps"] = sampler.steps or min(method.steps, most)
-        found["spacing"] = sampler.spacing or ("trailing" if method.levels and isinstance(schedule, Discrete) else "uniform")
+        found["spacing"] = sampler.spacing or _usual_spacing(method, schedule)
     if "clip" in method.options:
         found["clip"] = sampler.clip is not False
     return sampler.model_copy(update=found)
+
+
+def _usual_spacing(method: Method, schedule: Schedule) -> Spacing:
+    """Where VP's data take shape is near time 0: there most samplers are several times as exact with quadratic times (`docs/sampling.md`)."""
+    if method.levels and isinstance(schedule, Discrete):
+        return "trailing"
+    return "quadratic" if isinstance(schedule, VariancePreserving) and not method.even else "uniform"
 
 
 def steps_of(sampler: DenoisingSampler) -> int:

@@ -68,7 +68,7 @@ class RectifiedFlow(Denoising):
 
     def __init__(self, config: RectifiedFlowConfig) -> None:
         super().__init__(config)
-        self.samplers = ("euler",) if config.distill else ("euler", "heun", "midpoint", "rk4", "dopri5")
+        self.samplers = ("euler",) if config.distill else ("euler", "heun", "midpoint", "rk4", "dopri5", "dpm_solver")
 
     @classmethod
     def fit(cls, config: AnyConfig, data: DataShape) -> AnyConfig:
