@@ -155,7 +155,7 @@ def settled(sampler: DenoisingSampler, fitting: tuple[Name, ...], schedule: Sche
 
 
 def _usual_spacing(method: Method, schedule: Schedule) -> Spacing:
-    """Where VP's data take shape is near time 0: there most samplers are several times as exact with quadratic times (`docs/sampling.md`)."""
+    """Where VP's data take shape is near time 0: there most samplers are far more exact with quadratic times (`docs/sampling.md`)."""
     if method.levels and isinstance(schedule, Discrete):
         return "trailing"
     return "quadratic" if isinstance(schedule, VariancePreserving) and not method.even else "uniform"
