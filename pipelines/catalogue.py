@@ -20,13 +20,19 @@ def _model() -> Pipeline:
     return PIPELINE
 
 
+def _reflow() -> Pipeline:
+    from pipelines.reflow import REFLOW
+
+    return REFLOW
+
+
 def _tokens() -> Pipeline:
     from pipelines.tokens import TOKENS
 
     return TOKENS
 
 
-PIPELINES: dict[str, Callable[[], Pipeline]] = {"faces": _faces, "model": _model, "tokens": _tokens}
+PIPELINES: dict[str, Callable[[], Pipeline]] = {"faces": _faces, "model": _model, "reflow": _reflow, "tokens": _tokens}
 
 
 def find_pipeline(name: str) -> Pipeline:

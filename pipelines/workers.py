@@ -59,6 +59,7 @@ class Workers:
                 f"start; give --workers {self.count.most}, or the address of a cluster"
             )
         self._session = ExitStack()
+        self._warm = ExitStack()  # the worker group, in the session: gone before it ends
         self._connected = False
         self._group: WorkerGroup | None = None
 
@@ -68,6 +69,7 @@ class Workers:
             from clusters.session import ray_cluster
 
             self._session.enter_context(ray_cluster(self.address, self.count.most))
+            self._session.callback(self._warm.close)
             if self._watched is not None and self._shares_cluster:
                 from clusters.metrics import told_to_cluster
 
@@ -86,12 +88,18 @@ class Workers:
         if self._group is None:
             from clusters.train import worker_group
 
-            self._group = self._session.enter_context(worker_group(self.count.least, self.count.most))
+            self._group = self._warm.enter_context(worker_group(self.count.least, self.count.most))
         self._group.train(job, show)
+
+    def make_room(self) -> int:
+        """As `connect`; the warm worker group goes first, since it holds the CPUs and GPUs that work of another kind waits for."""
+        self._group = None
+        self._warm.close()
+        return self.connect()
 
     def run_trials(self, guide: Guide, cpus: float, gpus: float | None, at_most: int | None) -> None:
         """Runs the trials of a sweep, each on so many CPUs and GPUs, `at_most` of them at once."""
-        if self.connect() == 0:
+        if self.make_room() == 0:
             from components.sweep.trial import run_here
 
             run_here(guide)
