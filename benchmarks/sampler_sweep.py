@@ -28,7 +28,7 @@ from components.families.model_folder import read_family
 from pipelines.store import Store
 from pipelines.training import find_model
 
-WORKERS, SAMPLES = 2, 200
+WORKERS, SAMPLES = 2, 150
 SETTINGS: dict[str, dict[str, tuple[Any, ...]]] = {  # 24 each
     "prior": {"temperature": (0.8, 0.9, 1.0, 1.1), "top_k": (32, 64, 128), "top_p": (0.95, 1.0)},
     "diffusion": {"steps": (2, 4, 6, 8), "guidance": (0.0, 1.0), "eta": (0.0, 0.5, 1.0)},

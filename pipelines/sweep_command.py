@@ -53,7 +53,7 @@ def sweep(
     json: JsonOption = False,
     verbose: VerboseOption = False,
 ) -> Answer:
-    """Trains one model many times over and says which settings are best. A killed sweep goes on where it stopped.
+    """Says which settings are best, of a training or of how a trained model draws samples. A killed sweep goes on where it stopped.
 
     Spaces are log, uniform, integer and choice; `when` makes one depend on another. Each finished trial is an artifact as `raymill train`
     makes it. With scheduler pbt trials are a population whose worst copy its best, and change their values, as they train.
