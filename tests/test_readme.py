@@ -36,6 +36,10 @@ SHORT = {
     "train": ["train.steps=4", "train.warmup_steps=0"],
     "sweep": ["train.steps=4", "train.batch_size=16", "--trials", "2"],
 }
+REFLOW_SHORT = [f"{name}.train.{value}" for name in ("judge", "flow", "reflow", "distilled") for value in ("steps=4", "warmup_steps=0")] + [
+    *("images.limit=300", "pairs.count=64", "pairs.sampler.steps=2", "scores.samples=144", "scores.paths=32", "scores.path_steps=4"),
+]
+SAMPLES = "160"  # in the place of those to be scored: more than the judge has features
 FACES_SHORT = [
     f"{name}.train.{value}" for name in ("usual", "softmax", "margins") for value in ("steps=4", "warmup_steps=0", "batch_size=32")
 ] + [
@@ -81,7 +85,11 @@ def shortened(line: str) -> list[str]:
     """The words of a command line, without Ray, on shipped data, with few steps."""
     words = shlex.split(line.replace(".venv/bin/", "").replace("/usr/share/datasets/fashion-mnist", "datasets/fashion-mnist"))[1:]
     kept = [word for word in words if not word.startswith("prior.train.steps=")]
-    more = list(FACES_SHORT if words[:2] == ["run", "faces"] else SHORT.get(words[0], []))
+    pipelines = {"faces": FACES_SHORT, "reflow": REFLOW_SHORT}
+    more = list(pipelines.get(words[1], SHORT["run"]) if words[0] == "run" else SHORT.get(words[0], []))
+    if "--judge" in words:
+        kept = [SAMPLES if word == "1000" else word for word in kept]
+        more = [f"samples={SAMPLES}"] if words[0] == "sweep" else []
     if "full" in words:
         more += [
             "features.train.steps=4",
