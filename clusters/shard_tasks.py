@@ -74,7 +74,7 @@ def _quiet_context(workers: int) -> Any:
     """Ray Data's settings for this run alone: no bars or chatter of its own, at most `workers` CPUs."""
     import ray.data
 
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # what fails is raised as well
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # copying reads options that Ray itself has retired
         context = ray.data.DataContext.get_current().copy()
