@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 
+LANE = 8  # rows of a batch that one generator draws for
+
 
 def derive_seed(*parts: int | str) -> int:
     """A 63-bit seed from any mix of integers and strings; unequal parts give independent seeds."""

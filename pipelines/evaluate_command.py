@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from components.errors import UserError
+from components.seeds import LANE
 from pipelines.options import KEY_VALUE, ConfigOption, JsonOption, Overrides, StoreOption, VerboseOption, refuse, table
 from pipelines.shell import Answer
 from pipelines.store import Store
@@ -51,6 +53,8 @@ def evaluate(
         refuse(of_rows | {"--likelihood": likelihood}, "with --judge, which scores samples")
         return _samples(model, data, judge, samples or SAMPLES, seed or 0, split or "train", config, overrides or [], place)
     refuse(of_samples, "without --judge; name a classifier to score samples by")
+    if batch_size is not None and batch_size % LANE:
+        raise UserError(f"--batch-size {batch_size} is no multiple of {LANE}, by which random numbers are drawn; choose one that is")
     if likelihood:
         return _likelihood(model, data, split or "test", batch_size or BATCH_SIZE, limit, seed or 0, place)
     refuse({"--seed": seed}, "without --judge or --likelihood")

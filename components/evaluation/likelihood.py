@@ -8,23 +8,20 @@ import torch
 
 from components.data.dataset import Dataset
 from components.data.loader import evaluation_batches
-from components.errors import UserError
 from components.families.contract import Family
 from components.families.images import IMAGE, LABEL
 from components.training.communication import Communication
 from components.training.context import Context
-from components.training.randomness import LANE, Draws
+from components.training.randomness import Draws
 
 
 @torch.no_grad()
 def evaluate_likelihood(family: Family, dataset: Dataset, batch_size: int, limit: int | None, seed: int) -> dict[str, float]:
     """`bits_per_dim`, its standard error over rows, and their number, of the first `limit` rows, given their classes.
 
-    A row's draws depend on its number and the seed alone. Raises UserError for a family without a density, and for a data set that is not
+    A row's draws depend on its number and the seed alone, with a `batch_size` that is a multiple of `LANE`. Raises UserError for a family without a density, and for a data set that is not
     of the kind that it learnt from.
     """
-    if batch_size % LANE:
-        raise UserError(f"--batch-size {batch_size} is no multiple of {LANE}, by which random numbers are drawn; choose one that is")
     family.require_fitting(dataset.shape, dataset.url, dataset.split)
     device = next(family.parameters()).device
     count, total, squares = 0, 0.0, 0.0

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from components.seeds import LANE as LANE
 from components.seeds import derive_seed as derive_seed
 
-LANE = 8  # rows of a batch that one generator draws for
 BLOCK = 16_384  # the same for rows of weights
 
 

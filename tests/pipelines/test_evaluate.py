@@ -115,6 +115,9 @@ MISTAKES = [
         ("evaluate", "diffusion", "{data}", "--likelihood", "--batch-size", "12"),
         ("--batch-size 12", "multiple of 8"),
     ),
+    Case(
+        "rows that are no lanes, of scores", ("evaluate", "diffusion", "{data}", "--batch-size", "12"), ("--batch-size 12", "multiple of 8")
+    ),
 ]
 
 
