@@ -19,8 +19,8 @@ from components.training.randomness import Draws
 def evaluate_likelihood(family: Family, dataset: Dataset, batch_size: int, limit: int | None, seed: int) -> dict[str, float]:
     """`bits_per_dim`, its standard error over rows, and their number, of the first `limit` rows, given their classes.
 
-    A row's draws depend on its number and the seed alone, with a `batch_size` that is a multiple of `LANE`. Raises UserError for a family without a density, and for a data set that is not
-    of the kind that it learnt from.
+    A row's draws depend on its number and the seed alone, with a `batch_size` that is a multiple of `LANE`. Raises UserError for a family
+    without a density, and for a data set that is not of the kind that it learnt from.
     """
     family.require_fitting(dataset.shape, dataset.url, dataset.split)
     device = next(family.parameters()).device
