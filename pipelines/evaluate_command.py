@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -26,6 +27,7 @@ def evaluate(
     judge: Annotated[str | None, typer.Option("--judge", metavar="MODEL", help="Score samples by a classifier's features.")] = None,
     samples: Annotated[int | None, typer.Option("--samples", min=1, help=f"How many samples (default {SAMPLES}).")] = None,
     likelihood: Annotated[bool, typer.Option("--likelihood", help="Bits per dimension of the model's own density.")] = False,
+    bound: Annotated[bool, typer.Option("--bound", help="With --likelihood: a diffusion's variational bound.")] = False,
     seed: Annotated[int | None, typer.Option("--seed", min=0, help="Of samples, or of what a likelihood draws (default 0).")] = None,
     batch_size: Annotated[int | None, typer.Option("--batch-size", min=1, help=f"Rows at a time (default {BATCH_SIZE}).")] = None,
     limit: Annotated[int | None, typer.Option("--limit", min=1, help="Only the first rows.")] = None,
@@ -44,27 +46,30 @@ def evaluate(
     raymill evaluate tokenizer images
     raymill evaluate store/artifacts/prior-0123456789abcdef/model codes --split train --limit 1000 --json
     raymill evaluate prior images --judge judge --samples 10000 temperature=0.9
-    raymill evaluate diffusion images --likelihood --limit 100
+    raymill evaluate diffusion images --likelihood --bound --limit 100
     """
     of_samples = {KEY_VALUE: overrides, "--config": config, "--samples": samples}
     of_rows = {"--batch-size": batch_size, "--limit": limit}
     place = Store(store)
     if judge is not None:
-        refuse(of_rows | {"--likelihood": likelihood}, "with --judge, which scores samples")
+        refuse(of_rows | {"--likelihood": likelihood, "--bound": bound}, "with --judge, which scores samples")
         return _samples(model, data, judge, samples or SAMPLES, seed or 0, split or "train", config, overrides or [], place)
     refuse(of_samples, "without --judge; name a classifier to score samples by")
     if batch_size is not None and batch_size % LANE:
         raise UserError(f"--batch-size {batch_size} is no multiple of {LANE}, by which random numbers are drawn; choose one that is")
-    if likelihood:
-        return _likelihood(model, data, split or "test", batch_size or BATCH_SIZE, limit, seed or 0, place)
-    refuse({"--seed": seed}, "without --judge or --likelihood")
+    refuse({"--seed": seed, "--bound": bound} if not likelihood else {}, "without --judge or --likelihood")
     from components.data.dataset import Dataset
-    from components.evaluation.scoring import evaluate as score
     from pipelines.training import find_data
 
-    loaded, split = _load(model, place), split or "test"
-    scores = score(loaded, Dataset.open(find_data(data, place), split), batch_size=batch_size or BATCH_SIZE, limit=limit)
-    return _answer({"model": model, "data": data, "split": split, "scores": scores})
+    loaded, dataset, rows = _load(model, place), Dataset.open(find_data(data, place), split or "test"), batch_size or BATCH_SIZE
+    told = {"model": model, "data": data, "split": dataset.split}
+    if likelihood:
+        from components.evaluation.likelihood import evaluate_likelihood
+
+        return _answer(told | {"seed": seed or 0, "bound": bound}, evaluate_likelihood(loaded, dataset, rows, limit, seed or 0, bound))
+    from components.evaluation.scoring import evaluate as score
+
+    return _answer(told, score(loaded, dataset, batch_size=rows, limit=limit))
 
 
 def _samples(
@@ -100,16 +105,6 @@ def _samples(
     return Answer(values | {"scores": scores, "reference_points": beside}, table(rows))
 
 
-def _likelihood(model: str, data: str, split: str, batch_size: int, limit: int | None, seed: int, store: Store) -> Answer:
-    from components.data.dataset import Dataset
-    from components.evaluation.likelihood import evaluate_likelihood
-    from pipelines.training import find_data
-
-    dataset = Dataset.open(find_data(data, store), split)
-    scores = evaluate_likelihood(_load(model, store), dataset, batch_size, limit, seed)
-    return _answer({"model": model, "data": data, "split": split, "seed": seed, "scores": scores})
-
-
 def _load(model: str, store: Store) -> Family:
     from components.families.model_folder import load_model
     from pipelines.training import find_model
@@ -121,5 +116,5 @@ def _beside(value: float, points: dict[str, float]) -> str:
     return f"{value:.4g}  ({', '.join(f'{name} {found:.4g}' for name, found in points.items())})"
 
 
-def _answer(values: dict[str, Any]) -> Answer:
-    return Answer(values, table([(name, f"{value:.6g}") for name, value in values["scores"].items() if isinstance(value, float)]))
+def _answer(told: dict[str, Any], scores: Mapping[str, float | list[float]]) -> Answer:
+    return Answer(told | {"scores": scores}, table([(name, f"{value:.6g}") for name, value in scores.items() if isinstance(value, float)]))

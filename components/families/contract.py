@@ -168,6 +168,10 @@ class Family(nn.Module):
         """Bits for each number of images (B, C, H, W) uint8, given their classes (B,) where the model knows some: (B,) float64."""
         raise UserError(f"{type(self).__name__} has no likelihood of pictures; give a model that has, such as a diffusion")
 
+    def bound_in_bits_per_dim(self, images: Tensor, ctx: Context, labels: Tensor | None = None) -> Tensor:
+        """The variational bound on what 8-bit images cost, as in `bits_per_dim`, for families that are trained on one."""
+        raise UserError(f"{type(self).__name__} has no variational bound; give a diffusion, or ask for the likelihood without --bound")
+
     def settled(self, sampler: AnyConfig) -> AnyConfig:
         """The sampler with nothing left open; raises UserError when an option of it does not fit this model."""
         return sampler

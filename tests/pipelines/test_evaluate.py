@@ -17,6 +17,7 @@ from components.evaluation.likelihood import evaluate_likelihood
 from components.families import denoising
 from components.families.classifier import ClassifierConfig
 from components.families.contract import DataShape, Family
+from components.families.diffusion import Diffusion
 from components.families.model_folder import load_model
 from components.training.communication import Communication
 from components.training.context import Context
@@ -92,6 +93,16 @@ def test_the_likelihood_of_a_diffusion(studio: Path, capsys: pytest.CaptureFixtu
     assert found["rows"] == 2
 
 
+def test_the_bound_of_a_diffusion(studio: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = run(("evaluate", "diffusion", "{data}", "--likelihood", "--bound", "--limit", "2"), studio, capsys)
+    model = load_model(Store(str(studio / "store")).resolve("diffusion").path("model"))
+    batch = next(iter(evaluation_batches(Dataset.open(str(studio / "data"), "test"), 2)))
+    ctx = Context(0, "likelihood", Draws(0, 0, "likelihood", 0, torch.device("cpu")), 2, 2, Communication())
+    assert isinstance(model, Diffusion)
+    assert found["scores"]["bits_per_dim"] == pytest.approx(model.bound_in_bits_per_dim(batch["image"], ctx, batch["label"]).mean().item())
+    assert found["bound"] is True
+
+
 MISTAKES = [
     Case(
         "sampler option without a judge",
@@ -103,6 +114,9 @@ MISTAKES = [
     Case("limit with a judge", (*JUDGED, "--limit", "5"), ("--limit has no effect with --judge",)),
     Case("batch size with a judge", (*JUDGED, "--batch-size", "5"), ("--batch-size has no effect with --judge",)),
     Case("likelihood with a judge", (*JUDGED, "--likelihood"), ("--likelihood has no effect with --judge",)),
+    Case("bound with a judge", (*JUDGED, "--bound"), ("--bound has no effect with --judge",)),
+    Case("bound of nothing", ("evaluate", "diffusion", "{data}", "--bound"), ("--bound has no effect without --judge or --likelihood",)),
+    Case("model without a bound", ("evaluate", "vqvae", "{data}", "--likelihood", "--bound"), ("VQVAE has no variational bound",)),
     Case("sampler option with a likelihood", ("evaluate", "diffusion", "{data}", "--likelihood", "steps=2"), ("steps=2 has no effect",)),
     Case("unknown sampler option", (*JUDGED, "temprature=1"), ("'temprature'", "did you mean 'temperature'")),
     Case("label that is none", (*JUDGED, "label=10"), ("label=10", "0 to 9")),
