@@ -13,32 +13,18 @@ from collections.abc import Mapping
 from typing import Any
 
 from components import storage
-from components.data.prepare_config import PrepareConfig
 from components.evaluation.few_steps import FewStepsConfig, Subjects, score
 from components.families.classifier import Classifier
 from components.families.model_folder import load_model
 from components.families.rectified_flow import RectifiedFlow
-from pipelines.preparing import prepare_stage
 from pipelines.reflow_config import AgainConfig, PairsConfig, ReflowConfig
 from pipelines.reporting import PAGE, page_of
 from pipelines.settings import Training, read_presets
-from pipelines.source import Source
 from pipelines.stage import Pipeline, Task, stage
 from pipelines.store import Artifact
+from pipelines.tokens import images, judge
 from pipelines.tokens_config import with_class_names
 from pipelines.training import MODEL, adopt_run, train_model, training_job
-
-
-@stage(version=1)
-def images(data: Source, task: Task[PrepareConfig]) -> None:
-    """Arrow shards of the pictures, both splits."""
-    prepare_stage("images", data, task)
-
-
-@stage(version=1)
-def judge(images: Artifact, task: Task[Training]) -> None:
-    """The classifier that looks at samples."""
-    train_model(task, images.url)
 
 
 @stage(version=1)

@@ -24,7 +24,7 @@ from pipelines.options import (
     watched,
 )
 from pipelines.shell import Answer
-from pipelines.store import Store
+from pipelines.store import Artifact, Store
 from pipelines.workers import Workers
 
 if TYPE_CHECKING:
@@ -82,14 +82,21 @@ def sweep(
         return _sweep_sampler(chosen, command, write, at_once, address, json)
     refuse({"--write": write}, "without --judge; it is for sweeps of a trained model's sampler")
     from pipelines.settings import take_preset
-    from pipelines.sweep import make_sweep, read_trials
-    from pipelines.sweep_config import configure_sweep, show_values
+    from pipelines.sweep import make_sweep
+    from pipelines.sweep_config import configure_sweep
 
     preset, assignments = take_preset(preset, overrides or [])
     settings = configure_sweep(family, preset, config, vary or [], [*assignments, *flags])
     command = again("sweep", family, data, *assignments, *flags, *spaces, preset=preset, config=config, with_=with_)
     with watched(json, f"sweep-{family}", place) as progress, Workers(at_once, address, progress) as crew:
         artifact, made = make_sweep(settings, data, with_ or [], preset, place, crew, workers, progress, command)
+    return _told_training(artifact, made)
+
+
+def _told_training(artifact: Artifact, made: bool) -> Answer:
+    from pipelines.sweep import read_trials
+    from pipelines.sweep_config import show_values
+
     found = read_trials(artifact)
     best = found["trials"][found["best"]]
     values = shown(artifact) | {"made": made, "report": artifact.path("page.html")} | {key: found[key] for key in ("judge", "command")}

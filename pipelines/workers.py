@@ -110,7 +110,7 @@ class Workers:
 
     def run_settings(self, bench: Bench, guide: SamplerGuide, cpus: float, gpus: float | None, at_most: int) -> None:
         """Tries the settings of a sampler sweep, each on so many CPUs and GPUs, `at_most` of them at once."""
-        if self.connect() == 0:
+        if self.make_room() == 0:
             from components.sweep.sampling import run_here
 
             run_here(bench, guide)

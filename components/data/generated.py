@@ -24,12 +24,11 @@ from components.data.write import shard_file, write_rows
 from components.errors import UserError
 from components.evaluation.sampling import one_thread, picture_shape, to_images
 from components.families.contract import Family
-from components.families.images import IMAGE
+from components.families.images import IMAGE, IMAGE_FLOAT, NOISE
 from components.training.randomness import LANE
 
 CODE_VERSION = 1  # raise it when the same specification gives other bytes
 MOST_ROWS, MOST_BYTES = 1024, 64 * 2**20  # in one shard
-NOISE, IMAGE_FLOAT = "noise", "image_float"
 
 
 class Generation(Config):

@@ -8,6 +8,7 @@ from torch import Tensor
 from components.errors import UserError
 from components.families.contract import Batch, DataShape
 
+NOISE, IMAGE_FLOAT = "noise", "image_float"  # float32 (B, C, H, W): where a simulated path begins, and its end in [-1, 1]
 IMAGE, LABEL = "image", "label"  # uint8 (B, C, H, W) and int64 (B,)
 
 

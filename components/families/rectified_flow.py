@@ -22,13 +22,12 @@ from components.families.contract import Batch, Column, DataShape, OptimizerConf
 from components.families.denoising import Denoising, DenoisingConfig
 from components.families.denoising_sampler import DenoisingSampler
 from components.families.diffusers_export import flow_scheduler, write_diffusers
-from components.families.images import IMAGE, LABEL, image_shape, pixels
+from components.families.images import IMAGE, IMAGE_FLOAT, LABEL, NOISE, image_shape, pixels
 from components.functional.flow_matching import logit_normal_times, straightness, transport_cost, transport_pairing
 from components.functional.noise_schedules import StraightLine
 from components.training.context import Context
 from components.training.randomness import LANE
 
-NOISE, IMAGE_FLOAT = "noise", "image_float"  # float32 (B, C, H, W): where a simulated path begins, and its end in [-1, 1]
 Dtype = Literal["uint8", "float32"]
 TIME_SCALE = 1000  # of the time that the network is told
 WALKED = 8  # steps in which straightness is measured
