@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
+from clusters.session import ENVIRONMENT
 from tests.gang import Gang
 from tests.s3 import s3, s3_server
 from tests.small_data import write_codes, write_identities, write_images
 
 __all__ = ["s3", "s3_server"]  # fixtures
+
+os.environ.update({name: os.environ.get(name, value) for name, value in ENVIRONMENT.items()})  # Ray looks at its import
 
 
 @pytest.fixture(scope="session", autouse=True)

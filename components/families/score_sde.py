@@ -1,6 +1,7 @@
 """Score SDEs in continuous time: VP, VE and sub-VP (Song et al. 2021, arXiv 2011.13456). `python -m pipelines.cli train score_sde DATA`.
 
-The network predicts eps, so score = -eps / std, and the paper's loss weighted by std^2, ||std score + eps||^2, is the squared error of eps.
+A network that predicts eps gives score = -eps / std, and the paper's loss weighted by std^2, ||std score + eps||^2, is the squared error
+of eps. One that predicts v (Salimans and Ho 2022, arXiv 2202.00512), of unit variance at every time, needs far fewer steps.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal, Self
 
+import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
@@ -34,9 +36,10 @@ SAMPLERS: dict[Equation, tuple[Name, ...]] = {
 
 
 class ScoreSDEConfig(DenoisingConfig):
-    """Which equation makes noise of data."""
+    """Which equation makes noise of data, and what is predicted."""
 
     sde: Equation = "vp"
+    prediction: Literal["eps", "v"] = "eps"
     sigma_max: float = Field(50.0, gt=1, description="ve only: noise at the end, about the largest distance between two pictures")
 
     @model_validator(mode="after")
@@ -51,7 +54,6 @@ class ScoreSDE(Denoising):
 
     Config = ScoreSDEConfig
     config: ScoreSDEConfig
-    prediction = "eps"
     proof = Proof(
         data="images",
         model={"network": {"widths": (8, 16), "attention": (False, True), "blocks": 1, "groups": 4, "patch": 2}},
@@ -70,6 +72,10 @@ class ScoreSDE(Denoising):
     def schedule(self) -> Schedule:
         return self._schedule
 
+    @property
+    def prediction(self) -> Literal["eps", "v"]:
+        return self.config.prediction
+
     def network_steps(self, t: Tensor) -> Tensor:
         return TIME_SCALE * t
 
@@ -77,13 +83,26 @@ class ScoreSDE(Denoising):
         """Uniform from the schedule's start on."""
         return self._schedule.start + (1 - self._schedule.start) * uniform
 
+    def loss_weights(self, t: Tensor) -> Tensor:
+        """The error of v counts per unit of its variance, alpha^2 + std^2, which is 1 for VP alone."""
+        return torch.ones_like(t) if self.config.prediction == "eps" else 1 / self._variance(t)
+
     def predict(self, x: Tensor, t: Tensor, labels: Tensor | None, random: Draws | None = None) -> Tensor:
-        """eps. VE grows x to sigma_max: the network sees x / sqrt(DATA_STD^2 + sigma^2), of unit variance (Karras et al. 2022, eq. 7)."""
+        """eps, or v, for which the network says v / sqrt(alpha^2 + std^2).
+
+        VE grows x to sigma_max: the network sees x / sqrt(DATA_STD^2 + sigma^2), of unit variance (Karras et al. 2022, eq. 7).
+        """
         if self.config.sde == "ve":
             x = x / (DATA_STD**2 + Coefficients.at(self._schedule, t, x).sigma.square()).sqrt()
-        return super().predict(x, t, labels, random)
+        said = super().predict(x, t, labels, random)
+        if self.config.prediction == "eps" or self.config.sde == "vp":
+            return said
+        return said * self._variance(t).sqrt().to(said).reshape(t.shape + (1,) * (x.dim() - 1) if t.dim() else ())
+
+    def _variance(self, t: Tensor) -> Tensor:
+        return self._schedule.alpha(t).square() + self._schedule.sigma(t).square()
 
     def export(self, folder: Path) -> None:
-        """A diffusers folder. It has a scheduler, `ScoreSdeVpScheduler`, for VP; none there is right for VE and sub-VP: weights alone."""
-        scheduler = vp_scheduler(VariancePreserving()) if self.config.sde == "vp" else None
+        """A diffusers folder, with `ScoreSdeVpScheduler` for eps under VP; no scheduler there is right for the others: weights alone."""
+        scheduler = vp_scheduler(VariancePreserving()) if (self.config.sde, self.config.prediction) == ("vp", "eps") else None
         write_diffusers(self.network, scheduler, folder, self.config.image_size)

@@ -16,6 +16,7 @@ from components.errors import UserError
 from components.families.denoising_sampler import DenoisingSampler
 from components.families.score_sde import SAMPLERS, ScoreSDE, ScoreSDEConfig
 from components.functional.predictions import Coefficients
+from components.training.randomness import Draws
 from tests.families.denoising import CLASSES, SIZE, GaussianNetwork, batch_of, context, make
 
 EQUATIONS = sorted(SAMPLERS)
@@ -50,6 +51,20 @@ def test_s3_the_loss_is_weighted_denoising_score_matching(sde: str) -> None:
     torch.testing.assert_close(family.losses(data, eps, t, batch["label"]), expected, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("sde", EQUATIONS)
+@torch.no_grad()
+def test_the_error_of_v_is_that_of_eps_with_another_weight(sde: str) -> None:
+    family, batch = make_sde(sde, prediction="v"), batch_of(16)
+    data, eps = 2 * batch["image"].float() / 255 - 1, torch.randn(16, 1, SIZE, SIZE, generator=torch.Generator().manual_seed(1))
+    t = torch.linspace(0.01, 0.7, 16, dtype=torch.float64)
+    std = standard_deviation(sde, t).float()
+    alpha = torch.exp(-(t**2) * 19.9 / 4 - 0.05 * t).float() if sde != "ve" else torch.ones(16)
+    x = alpha.view(-1, 1, 1, 1) * data + std.view(-1, 1, 1, 1) * eps
+    error = (family.denoiser(batch["label"], clip=False).predict("eps", x, t) - eps).square().flatten(1).mean(1)
+    expected = error * (alpha**2 + std**2) / alpha**2
+    torch.testing.assert_close(family.losses(data, eps, t, batch["label"]), expected, rtol=1e-3, atol=1e-5)
+
+
 @pytest.mark.parametrize(("sde", "start"), [("vp", 1e-3), ("ve", 1e-5), ("subvp", 1e-3)])
 def test_times_are_uniform_from_the_start_and_told_as_999_steps(sde: str, start: float) -> None:
     family = make_sde(sde)
@@ -70,24 +85,34 @@ def test_the_network_sees_unit_variance_under_ve(t: float) -> None:
     assert seen[0].std().item() == pytest.approx(1, abs=0.1)
 
 
-def exact(sde: str, mean: float, std: float) -> ScoreSDE:
+class GaussianNetworkOfV(GaussianNetwork):
+    """Says v by its standard deviation, sqrt(alpha^2 + std^2)."""
+
+    def forward(self, x: Tensor, steps: Tensor, labels: Tensor | None, random: Draws | None) -> Tensor:
+        at = Coefficients.at(self.exact.schedule, steps.double() / self.scale, x.double())
+        return (super().forward(x, steps, labels, random) / (at.alpha**2 + at.sigma**2).sqrt()).to(x.dtype)
+
+
+def exact(sde: str, mean: float, std: float, prediction: str = "eps") -> ScoreSDE:
     """A family whose network knows that every pixel is N(mean, std^2)."""
-    family = make_sde(sde)
+    family = make_sde(sde, prediction=prediction)
 
     def unscaled(x: Tensor, t: Tensor) -> Tensor:
         return x * (0.25 + Coefficients.at(family.schedule, t, x).sigma ** 2).sqrt()
 
-    family.network = GaussianNetwork(family, mean, std, unscaled if sde == "ve" else None)
+    network = GaussianNetwork if prediction == "eps" else GaussianNetworkOfV
+    family.network = network(family, mean, std, unscaled if sde == "ve" else None)
     return family
 
 
+@pytest.mark.parametrize("prediction", ["eps", "v"])
 @pytest.mark.parametrize("sde", EQUATIONS)
 @pytest.mark.parametrize("name", ["euler_maruyama", "reverse_diffusion", "predictor_corrector", "heun", "dopri5", "ddim", "dpm_solver"])
-def test_samples_of_an_exact_network_are_the_data(sde: str, name: str) -> None:
+def test_samples_of_an_exact_network_are_the_data(sde: str, name: str, prediction: str) -> None:
     if name not in SAMPLERS[sde]:
         return
     options = {"sampler": name} if name == "dopri5" else {"sampler": name, "steps": 200}
-    pictures = exact(sde, 0.2, 0.1).sample(64, 0, sampler(**options))
+    pictures = exact(sde, 0.2, 0.1, prediction).sample(64, 0, sampler(**options))
     assert pictures.mean().item() == pytest.approx((0.2 + 1) / 2, abs=0.01)
     assert pictures.std().item() == pytest.approx(0.1 / 2, rel=0.15)
 
@@ -127,9 +152,9 @@ def test_a_vp_model_opens_in_diffusers_with_its_scheduler(tmp_path: Path) -> Non
     assert (scheduler.config.beta_min, scheduler.config.beta_max) == (0.1, 20.0)
 
 
-@pytest.mark.parametrize("sde", ["ve", "subvp"])
-def test_other_models_go_to_diffusers_as_weights_alone(sde: str, tmp_path: Path) -> None:
-    family = make_sde(sde)
+@pytest.mark.parametrize(("sde", "prediction"), [("ve", "eps"), ("subvp", "eps"), ("vp", "v")])
+def test_other_models_go_to_diffusers_as_weights_alone(sde: str, prediction: str, tmp_path: Path) -> None:
+    family = make_sde(sde, prediction=prediction)
     family.export(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["unet"]
     network = UNet2DModel.from_pretrained(tmp_path, subfolder="unet")
