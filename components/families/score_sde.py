@@ -1,11 +1,13 @@
 """Score SDEs in continuous time: VP, VE and sub-VP (Song et al. 2021, arXiv 2011.13456). `python -m pipelines.cli train score_sde DATA`.
 
 A network that predicts eps gives score = -eps / std, and the paper's loss weighted by std^2, ||std score + eps||^2, is the squared error
-of eps. One that predicts v (Salimans and Ho 2022, arXiv 2202.00512), of unit variance at every time, needs far fewer steps.
+of eps. One that predicts v (Salimans and Ho 2022, arXiv 2202.00512), of unit variance at every time, at times where the noise is about as
+large as the data (Karras et al. 2022, arXiv 2206.00364), needs far fewer steps.
 """
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Literal, Self
 
@@ -19,11 +21,14 @@ from components.families.denoising_sampler import Name
 from components.families.diffusers_export import vp_scheduler, write_diffusers
 from components.functional.noise_schedules import Schedule, SubVariancePreserving, VarianceExploding, VariancePreserving
 from components.functional.predictions import Coefficients
+from components.functional.timesteps import time_of_noise
 from components.training.randomness import Draws
 
 Equation = Literal["vp", "ve", "subvp"]
 TIME_SCALE = 999  # t = 1 is the last of a network's thousand steps, as in the paper's code
-DATA_STD = 0.5  # of pixels in [-1, 1], about; sigma_data of Karras et al. 2022, arXiv 2206.00364, table 1
+DATA_STD = 0.5  # of pixels in [-1, 1], about; sigma_data of Karras et al. 2022, table 1
+LOG_NOISE_MEAN, LOG_NOISE_STD = -1.2 - math.log(DATA_STD), 1.2  # P_mean and P_std there, as a share of the data's deviation
+QUANTILES = 1024
 
 _SDE: tuple[Name, ...] = ("euler_maruyama", "reverse_diffusion", "predictor_corrector")
 _FLOW: tuple[Name, ...] = ("euler", "heun", "midpoint", "rk4", "dopri5")
@@ -40,6 +45,7 @@ class ScoreSDEConfig(DenoisingConfig):
 
     sde: Equation = "vp"
     prediction: Literal["eps", "v"] = "eps"
+    time_density: Literal["uniform", "lognormal"] = Field("uniform", description="of training: of the time, or of noise over data")
     sigma_max: float = Field(50.0, gt=1, description="ve only: noise at the end, about the largest distance between two pictures")
 
     @model_validator(mode="after")
@@ -67,6 +73,7 @@ class ScoreSDE(Denoising):
         exploding = VarianceExploding(sigma_max=config.sigma_max)
         self._schedule: Schedule = {"vp": VariancePreserving(), "ve": exploding, "subvp": SubVariancePreserving()}[config.sde]
         self.samplers = SAMPLERS[config.sde]
+        self._quantiles = _lognormal_times(self._schedule) if config.time_density == "lognormal" else None
 
     @property
     def schedule(self) -> Schedule:
@@ -80,8 +87,12 @@ class ScoreSDE(Denoising):
         return TIME_SCALE * t
 
     def time_of(self, uniform: Tensor) -> Tensor:
-        """Uniform from the schedule's start on."""
-        return self._schedule.start + (1 - self._schedule.start) * uniform
+        """Uniform from the schedule's start on, or such that ln(sigma / alpha) is normal, cut off at the ends."""
+        if self._quantiles is None:
+            return self._schedule.start + (1 - self._schedule.start) * uniform
+        place = uniform * (QUANTILES - 1)
+        below, table = place.long().clamp(max=QUANTILES - 2), self._quantiles.to(uniform.device)
+        return torch.lerp(table[below], table[below + 1], place - below)
 
     def loss_weights(self, t: Tensor) -> Tensor:
         """The error of v counts per unit of its variance, alpha^2 + std^2, which is 1 for VP alone."""
@@ -106,3 +117,12 @@ class ScoreSDE(Denoising):
         """A diffusers folder, with `ScoreSdeVpScheduler` for eps under VP; no scheduler there is right for the others: weights alone."""
         scheduler = vp_scheduler(VariancePreserving()) if (self.config.sde, self.config.prediction) == ("vp", "eps") else None
         write_diffusers(self.network, scheduler, folder, self.config.image_size)
+
+
+def _lognormal_times(schedule: Schedule) -> Tensor:
+    """Times (QUANTILES,) float64, rising from the start to 1, between which the training is equally often."""
+    ends = torch.tensor([schedule.start, 1.0], dtype=torch.float64)
+    low, high = (schedule.sigma(ends) / schedule.alpha(ends)).log().tolist()
+    shares = torch.linspace(0, 1, QUANTILES, dtype=torch.float64)
+    log_noise = (LOG_NOISE_MEAN + LOG_NOISE_STD * torch.special.ndtri(shares)).clamp(low, high)
+    return time_of_noise(schedule, log_noise.exp()).clamp(schedule.start, 1)

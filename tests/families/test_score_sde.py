@@ -76,6 +76,18 @@ def test_times_are_uniform_from_the_start_and_told_as_999_steps(sde: str, start:
     torch.testing.assert_close(told[0], torch.tensor([999 * start, 499.5, 999.0]))
 
 
+@pytest.mark.parametrize("sde", EQUATIONS)
+def test_lognormal_times_are_normal_in_the_logarithm_of_noise_over_data(sde: str) -> None:
+    family = make_sde(sde, time_density="lognormal")
+    t = family.time_of(torch.linspace(0, 1, 20_001, dtype=torch.float64))
+    assert (t.diff() >= 0).all()
+    assert (t[0].item(), t[-1].item()) == pytest.approx((family.schedule.start, 1))
+    log_noise = (family.schedule.sigma(t) / family.schedule.alpha(t)).log()
+    inner = log_noise[1000:-1000]  # without the tails that the ends of time cut off
+    places = torch.linspace(0.05, 0.95, len(inner), dtype=torch.float64)
+    torch.testing.assert_close(inner, torch.from_numpy(norm.ppf(places, -1.2 + math.log(2), 1.2)), rtol=0, atol=1e-2)
+
+
 @pytest.mark.parametrize("t", [1e-5, 0.3, 0.6, 1.0])
 def test_the_network_sees_unit_variance_under_ve(t: float) -> None:
     family, seen = make_sde("ve"), []
