@@ -35,16 +35,17 @@ from components.data.index import INDEX, DatasetIndex, ShardEntry, make_index, r
 from components.data.reuse import remove_unused, whole_shards
 from components.data.write import shard_file
 from components.errors import UserError
-from components.evaluation.sampling import write_sheet
+from components.evaluation.sampling import write_scatter, write_sheet
 from components.families.contract import Family
-from components.families.images import IMAGE
+from components.families.images import IMAGE, LABEL
 from components.families.model_folder import load_model, model_fingerprint
+from components.families.points import POINT
 from components.lease import Lease, writing
 
 OnProgress = Callable[[int, int], None]  # rows done, shards done
 OnWaiting = Callable[[str], None]  # the process that writes to the same place
 SETTINGS = "generation.json"
-SHEET_ROWS = 100
+SHEET_ROWS, SCATTERED_ROWS = 100, 5000
 READING_THREADS = 16
 MAX_DEATHS = 4
 
@@ -65,10 +66,10 @@ def generate(
     """Makes the data set `out` of the first `count` samples of a model, on `workers` workers of the Ray cluster that is initialised, or in
     this process.
 
-    Its one split, `train`, has the columns `image` uint8 (C, H, W) and, where the model knows classes, `label` int64. With `pairs` also
-    `noise` and `image_float`, both float32 (C, H, W): what the sampler began with and what it came to, in [-1, 1] but for its errors.
-    A worker takes a GPU where the cluster has one. `rows_per_shard`, a multiple of 8, is chosen where it is not given. The same arguments
-    give the same bytes for any number of workers on one kind of device.
+    Its one split, `train`, has the columns `image` uint8 (C, H, W), or `point` float32 (D,) from a model of points, and, where the model
+    knows classes, `label` int64. With `pairs` also `noise` and `image_float`, both float32 (C, H, W): what the sampler began with and what
+    it came to, in [-1, 1] but for its errors. A worker takes a GPU where the cluster has one. `rows_per_shard`, a multiple of 8, is chosen
+    where it is not given. The same arguments give the same bytes for any number of workers on one kind of device.
 
     What is there already of the same samples is kept, so that a killed run goes on and `count` may grow. Raises UserError when `out` holds
     anything else, and for a sampler that does not fit the model.
@@ -215,9 +216,19 @@ def _commit(job: _Job, entries: list[ShardEntry], lease: Lease) -> DatasetIndex:
     lease.check()
     write_index(out, index)
     remove_unused(out, index)
-    first = Dataset.open(out).take(np.arange(min(SHEET_ROWS, index.num_rows("train"))))
-    write_sheet(torch.from_numpy(first[IMAGE]), out)
+    _draw_sheet(job, Dataset.open(out))
     return index
+
+
+def _draw_sheet(job: _Job, data: Dataset) -> None:
+    """The first rows as a picture: pictures themselves, or where points of the plane lie."""
+    points = POINT in job.columns
+    rows = data.take(np.arange(min(SCATTERED_ROWS if points else SHEET_ROWS, data.num_rows)))
+    first = {name: torch.from_numpy(values) for name, values in rows.items()}
+    if points:
+        write_scatter(first[POINT], first.get(LABEL), job.out)
+    else:
+        write_sheet(first[IMAGE], job.out)
 
 
 def _rows(entries: dict[str, ShardEntry]) -> int:

@@ -9,7 +9,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import Any, Self, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -36,27 +36,40 @@ class Config(BaseModel):
 
 
 C = TypeVar("C", bound=Config)
+KIND = "kind"  # the key that tells sections of a union apart
 
 
 def override(config: C, assignments: Iterable[str], origin: str = "command line") -> C:
-    """Applies `dotted.key=value` assignments, each value read as YAML. Raises UserError for a bad key, type or range."""
+    """Applies `dotted.key=value` assignments, each value read as YAML. Raises UserError for a bad key, type or range.
+
+    A section that is one of several kinds begins anew where its `kind` is given another value: what follows are options of that kind.
+    """
     values = config.to_json()
     for assignment in assignments:
         key, separator, text = assignment.partition("=")
         if not separator or not key:
             raise UserError(f"{origin}: {assignment!r} is not an override; write key=value, for example train.steps=200")
-        _assign(values, config, key.strip().split("."), _parse_value(text, assignment, origin), origin)
+        path = key.strip().split(".")
+        _assign(values, config, path, _parse_value(text, assignment, origin), origin)
+        if path[-1] == KIND:
+            values = type(config).parse(values, origin).to_json()  # with the defaults of that kind
     return type(config).parse(values, origin)
 
 
 def merge(config: C, values: Mapping[str, Any], origin: str) -> C:
-    """Lays nested plain `values` (a config file, a preset) over `config`; raises UserError as `override` does."""
+    """Lays nested plain `values` (a config file, a preset) over `config`; raises UserError as `override` does.
+
+    As there, a section that is given another `kind` begins anew.
+    """
 
     def lay(base: dict[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:
         merged = dict(base)
         for key, value in top.items():
             below = merged.get(key)
-            merged[key] = lay(below, value) if isinstance(below, dict) and isinstance(value, Mapping) else value
+            if isinstance(below, dict) and isinstance(value, Mapping) and value.get(KIND, below.get(KIND)) == below.get(KIND):
+                merged[key] = lay(below, value)
+            else:
+                merged[key] = value
         return merged
 
     return type(config).parse(lay(config.to_json(), values), origin)
@@ -111,6 +124,8 @@ def _assign(values: dict[str, Any], config: Config, path: list[str], value: Any,
         node = node.get(part) if isinstance(node, dict) and part in node else _unknown(node, path[: depth + 1], origin)
     if not isinstance(node, dict) or path[-1] not in node:
         _unknown(node, path, origin)
+    if path[-1] == KIND and value != node[KIND]:
+        node.clear()
     node[path[-1]] = value
 
 
@@ -121,20 +136,39 @@ def _unknown(node: Any, path: list[str], origin: str) -> Any:
 
 def _first_problem(cls: type[Config], error: ValidationError, origin: str) -> str:
     problem = error.errors(include_url=False)[0]
-    key = ".".join(str(part) for part in problem["loc"]) or cls.__name__
+    path, section = _place(cls, problem["loc"])
+    key = ".".join(path) or cls.__name__
     if problem["type"] == "extra_forbidden":
-        return f"{origin}: unknown key {key!r}; {did_you_mean(str(problem['loc'][-1]), _fields_at(cls, problem['loc'][:-1]))}"
+        return f"{origin}: unknown key {key!r}; {did_you_mean(path[-1], section.model_fields if section is not None else ())}"
+    if problem["type"] in ("union_tag_invalid", "union_tag_not_found"):
+        kind, kinds = str(problem["input"].get(KIND, "")), _kinds(section, path[-1])
+        return f"{origin}: {key}.{KIND}={kind} is not known; {did_you_mean(kind, kinds)}"
     message = problem["msg"].removeprefix("Value error, ")
     if isinstance(problem["input"], (Mapping, Config)):  # a check of a whole section: its message names the values that do not go together
-        return f"{origin}: {f'{key}: ' if problem['loc'] else ''}{message}"
+        return f"{origin}: {f'{key}: ' if path else ''}{message}"
     return f"{origin}: {key}={problem['input']!r} is not valid: {message}"
 
 
-def _fields_at(cls: type[Config], path: tuple[Any, ...]) -> list[str]:
-    for part in path:
-        field = cls.model_fields.get(str(part))
-        nested = field.annotation if field is not None else None
-        if not (isinstance(nested, type) and issubclass(nested, Config)):
-            return []
-        cls = nested
-    return list(cls.model_fields)
+def _place(cls: type[Config], loc: tuple[Any, ...]) -> tuple[list[str], type[Config] | None]:
+    """The keys to a place that pydantic calls `loc`, naming also the kinds of unions on its way; and the section that the last is in."""
+    path: list[str] = []
+    section: type[Config] | None = cls
+    below: type[Config] | None = cls
+    kinds: dict[str, type[Config]] = {}
+    for part in map(str, loc):
+        if part in kinds:
+            below, kinds = kinds[part], {}
+            continue
+        path.append(part)
+        section, kinds = below, _kinds(below, part)
+        nested = section.model_fields[part].annotation if section is not None and part in section.model_fields else None
+        below = nested if isinstance(nested, type) and issubclass(nested, Config) else None
+    return path, section
+
+
+def _kinds(section: type[Config] | None, key: str) -> dict[str, type[Config]]:
+    """The kinds that the section `key` can be of; none where it is no union."""
+    field = section.model_fields.get(key) if section is not None else None
+    if field is None or field.discriminator != KIND:
+        return {}
+    return {kind: cls for cls in get_args(field.annotation) for kind in get_args(cls.model_fields[KIND].annotation)}

@@ -17,6 +17,7 @@ from pydantic import Field, SerializeAsAny, ValidationInfo, field_validator, mod
 
 from components.config import Config, differences, merge, override, read_yaml
 from components.errors import UserError, did_you_mean
+from components.evaluation.sampling import picture_shape
 from components.families.contract import Family
 from components.families.model_folder import family_class
 from components.sweep.search import grid_values, random_values
@@ -95,6 +96,7 @@ def configure_sampler_sweep(family: str, file: str | None, vary: Iterable[str], 
 
 def require_possible(config: SamplerSweepConfig, model: Family) -> None:
     """Raises UserError for whatever of the sweep can be known to fail on this model."""
+    picture_shape(model)
     if not config.vary:
         raise UserError("nothing varies; give --vary KEY=SPACE, for example --vary steps='choice: [5, 10, 20]'")
     known = config.base.to_json()

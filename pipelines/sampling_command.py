@@ -36,9 +36,9 @@ def sample(
 ) -> Answer:
     """Draws samples from a model that generates: a picture to look at, and the numbers themselves; with --workers, as a data set.
 
-    The data set has the columns image and label, and is drawn by all workers at once. A killed command goes on where it stopped, and the
-    same with a larger --count draws only what is new. Its rows do not depend on the number of workers. KEY=VALUE are options of the
-    model's sampler, over those that `raymill sweep --write` chose for it.
+    The data set has the columns image (from a model of points: point) and label, and is drawn by all workers at once. A killed command
+    goes on where it stopped, and the same with a larger --count draws only what is new. Its rows do not depend on the number of workers.
+    KEY=VALUE are options of the model's sampler, over those that `raymill sweep --write` chose for it.
 
     \b
     raymill sample prior --count 100 temperature=0.9 top_k=64
@@ -62,15 +62,17 @@ def sample(
         return Answer(told | {"files": files}, files)
     from clusters.generate import generate
     from components.data.generated import columns_of, settled_sampler
+    from components.evaluation.sampling import SHEET
 
     columns_of(loaded, settled_sampler(loaded, sampler), pairs=False)  # a mistake is told before workers start
     with watched(json, STAGE) as progress, Workers(workers, address, progress) as crew:
         progress.begins(STAGE)
         waiting = partial(progress.waits, STAGE)
         index = generate(place, out, count, seed, sampler, crew.connect(), on_progress=_shown(progress, count), waiting=waiting)
-    rows, shards, sheet = index.num_rows("train"), len(index.shards("train")), storage.join(out, "samples.png")
-    values = told | {"data": out, "fingerprint": index.fingerprint, "rows": rows, "shards": shards, "files": [sheet]}
-    return Answer(values, [f"{out}: {rows} train rows, {counted(shards, 'shard')}", sheet])
+    rows, shards, sheet = index.num_rows("train"), len(index.shards("train")), storage.join(out, SHEET)
+    files = [sheet] if storage.exists(sheet) else []  # points of other widths than the plane's have none
+    values = told | {"data": out, "fingerprint": index.fingerprint, "rows": rows, "shards": shards, "files": files}
+    return Answer(values, [f"{out}: {rows} train rows, {counted(shards, 'shard')}", *files])
 
 
 def _shown(progress: Watched, count: int) -> Callable[[int, int], None]:

@@ -14,6 +14,7 @@ from components.families.model_folder import COMMIT as MODEL_COMMIT
 from components.families.model_folder import family_class
 from components.report.findings import Findings
 from components.training.job import TrainingJob
+from components.training.record import read_metrics
 from pipelines.settings import Training
 from pipelines.source import Source, SourceReader
 from pipelines.stage import Progress, Stage, Step, Task, make
@@ -48,11 +49,12 @@ def training_job(
 
 
 def adopt_run(draft: Draft) -> None:
-    """Copies what a finished run leaves from the work folder into the draft, with what the report draws of its scores."""
+    """Copies what a finished run leaves from the work folder into the draft, with what the report draws of its scores and its record."""
     for name in (MODEL, "metrics", "run.json"):
         draft.adopt(storage.join(draft.work, name), name)
     run = storage.read_json(storage.join(draft.work, "run.json"))
-    charts = family_class(run["job"]["family"]).charts(run["scores"])
+    cls = family_class(run["job"]["family"])
+    charts = (*cls.charts_over_steps(read_metrics(draft.work)), *cls.charts(run["scores"]))
     if charts:
         Findings(charts=charts).write(str(draft.folder))
 

@@ -12,7 +12,7 @@ import torch
 from clusters.session import ENVIRONMENT
 from tests.gang import Gang
 from tests.s3 import s3, s3_server
-from tests.small_data import write_codes, write_identities, write_images
+from tests.small_data import write_codes, write_identities, write_images, write_points
 
 __all__ = ["s3", "s3_server"]  # fixtures
 
@@ -28,7 +28,7 @@ def _one_thread() -> None:
 def small_data_folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Folders of small data sets by kind, as the families' proofs name them."""
     folder = tmp_path_factory.mktemp("data")
-    makers = {"images": write_images, "codes": write_codes, "identities": write_identities}
+    makers = {"images": write_images, "codes": write_codes, "identities": write_identities, "points": write_points}
     return {kind: make(folder / kind) for kind, make in makers.items()}
 
 

@@ -33,7 +33,9 @@ class Gang:
             writer.close()  # so that the end of a process is the end of its pipe
 
     def run(self, function: Callable[..., Any], world_size: int, *args: Any) -> list[Any]:
-        with tempfile.TemporaryDirectory() as folder:
+        with tempfile.TemporaryDirectory(
+            ignore_cleanup_errors=True
+        ) as folder:  # a store may still be closing in a process that has answered
             for rank in range(world_size):
                 self._tasks[rank].put((function, args, rank, world_size, str(Path(folder) / "store")))
             answers = [self._answer(rank) for rank in range(world_size)]

@@ -1,4 +1,4 @@
-"""Small real data sets in Raymill's own format: shipped images at 28 x 28, and grids of codes that coarse grey levels make of them."""
+"""Small data sets in Raymill's own format: shipped images at 28 x 28, grids of codes made of their grey levels, points of a ring."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from components.families.contract import Column
 
 SHIPPED = Path(__file__).parent.parent / "datasets" / "fashion-mnist"
 CODES = 16
+RING = 8
 
 Transform = Callable[[np.ndarray], np.ndarray]
 
@@ -55,6 +56,25 @@ def write_codes(folder: Path, train: int = 600, test: int = 100) -> Path:
         return (images.reshape(-1, 7, 4, 7, 4).mean(axis=(2, 4)) / 16).astype(np.int64).clip(0, CODES - 1)
 
     return _write(folder, "codes", Column(dtype="int64", shape=(7, 7)), patches, train, test)
+
+
+def ring_points(rows: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Points (rows, 2) float32 of eight Gaussians of deviation 0.1 on the unit circle, and which one each is of (rows,) int64."""
+    draws = np.random.default_rng(seed)
+    labels = draws.integers(0, RING, rows)
+    angles = labels * (2 * np.pi / RING)
+    points = np.stack([np.cos(angles), np.sin(angles)], 1) + 0.1 * draws.standard_normal((rows, 2))
+    return points.astype(np.float32), labels.astype(np.int64)
+
+
+def write_points(folder: Path, train: int = 2000, test: int = 500) -> Path:
+    blocks = {}
+    for split, rows, seed in (("train", train, 0), ("test", test, 1)):
+        points, labels = ring_points(rows, seed)
+        blocks[split] = [{"point": points, "label": labels}]
+    columns = {"point": Column(dtype="float32", shape=(2,)), "label": Column(dtype="int64")}
+    write_dataset(str(folder), blocks, columns, tuple(str(n) for n in range(RING)), {"made": "for a test"})
+    return folder
 
 
 def _write(folder: Path, name: str, column: Column, transform: Transform, train: int, test: int) -> Path:

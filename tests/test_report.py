@@ -17,8 +17,8 @@ from PIL import Image
 
 from components.errors import UserError
 from components.evaluation.pictures import GAP_PIXELS, grid, png
-from components.report.figures import LOOKS, Curve, chart_svg, curve_svg, histogram_svg
-from components.report.findings import MAX_SERIES, Chart, Findings, Histogram, Picture, Score, Series, Table
+from components.report.figures import LOOKS, SHADES, Curve, chart_svg, curve_svg, histogram_svg
+from components.report.findings import MAX_SERIES, Chart, Findings, Histogram, Picture, ScalarField, Score, Series, Table
 from components.report.numbers import duration, figure, number
 from components.report.page import Exhibit, render
 
@@ -148,6 +148,22 @@ def test_charts_have_names_labels_and_a_caption(page: str) -> None:
         assert page.count(text) == 2
     for label in ("false accept rate", "true accept rate", "ours", "trials"):
         assert len(re.findall(rf"<text[^>]*>{label}</text>", page)) == 2, label
+
+
+def test_a_field_is_shaded_below_the_marks() -> None:
+    """Twelve shades of the page's own colour, each over those of lower values, and both axes with one scale."""
+    x, y = (0.0, 1.0, 2.0), (0.0, 1.0)
+    field = ScalarField(x=x, y=y, values=((0.0, 1.0, 2.0), (1.0, 2.0, 3.0)))
+    svg = chart_svg(CHART.model_copy(update={"log_x": False, "field": field}), "plane")
+    shades = [svg.index(found) for found in re.findall(r"<path[^>]*fill: var\(--muted\); fill-opacity: 0.06[^>]*>", svg)]
+    assert len(shades) == SHADES
+    assert max(shades) < svg.index("var(--series)")
+
+
+@pytest.mark.parametrize(("x", "values"), [((0.0, 1.0), ((1.0, 2.0),)), ((0.0, 1.0), ((1.0,), (2.0,))), ((0.0,), ((1.0,), (2.0,)))])
+def test_a_field_that_is_no_grid_is_refused(x: tuple[float, ...], values: tuple[tuple[float, ...], ...]) -> None:
+    with pytest.raises(UserError, match=f"a field over {len(x)} x and 2 y"):
+        ScalarField.parse({"x": x, "y": (0.0, 1.0), "values": values}, "test")
 
 
 def test_curves_timings_lineage_and_config_are_there(page: str) -> None:

@@ -22,9 +22,10 @@ from components.data.columns import Column
 from components.data.index import FORMAT_VERSION, ShardEntry
 from components.data.write import shard_file, write_rows
 from components.errors import UserError
-from components.evaluation.sampling import one_thread, picture_shape, to_images
+from components.evaluation.sampling import makes_points, one_thread, picture_shape, to_images
 from components.families.contract import Family
 from components.families.images import IMAGE, IMAGE_FLOAT, NOISE
+from components.families.points import POINT
 from components.training.randomness import LANE
 
 CODE_VERSION = 1  # raise it when the same specification gives other bytes
@@ -68,8 +69,8 @@ def cut(generation: Generation, count: int) -> list[SampleSpec]:
 
 
 def settled_sampler(family: Family, sampler: Config, pairs: bool = False) -> Config:
-    """The sampler with nothing left open. Raises UserError, before anything is drawn, for a model that makes no pictures, or no pairs, and
-    for options that it cannot follow."""
+    """The sampler with nothing left open. Raises UserError, before anything is drawn, for a model that does not generate, or makes no
+    pairs, and for options that it cannot follow."""
     if family.Sampler is None or not isinstance(sampler, family.Sampler):
         raise UserError(f"{type(family).__name__} does not generate samples; give a model that does, such as a prior")
     if pairs and type(family).sample_pairs is Family.sample_pairs:
@@ -78,9 +79,10 @@ def settled_sampler(family: Family, sampler: Config, pairs: bool = False) -> Con
 
 
 def columns_of(family: Family, sampler: Config, pairs: bool) -> dict[str, Column]:
-    """The columns of its samples. Raises UserError when the model has no way to pictures."""
-    shape = picture_shape(family)
-    columns = {IMAGE: Column(dtype="uint8", shape=shape)}
+    """The columns of its samples, which are points or pictures. Raises UserError when the model has no way to pictures."""
+    points = makes_points(family)
+    shape = family.sample_shape if points else picture_shape(family)
+    columns = {POINT: Column(dtype="float32", shape=shape)} if points else {IMAGE: Column(dtype="uint8", shape=shape)}
     if pairs:
         columns |= {name: Column(dtype="float32", shape=shape) for name in (NOISE, IMAGE_FLOAT)}
     return columns if family.sample_labels(1, sampler) is None else columns | {LABEL: Column(dtype="int64")}
@@ -123,7 +125,8 @@ def _draw(family: Family, generation: Generation, sampler: Config, first: int, c
         noise, data = family.sample_pairs(count, generation.seed, sampler, first)
         rows = {NOISE: noise, IMAGE_FLOAT: data, IMAGE: to_images(family, data.add(1).div(2))}
     else:
-        rows = {IMAGE: to_images(family, family.sample(count, generation.seed, sampler, first))}
+        samples = family.sample(count, generation.seed, sampler, first)
+        rows = {POINT: samples.float()} if makes_points(family) else {IMAGE: to_images(family, samples)}
     labels = family.sample_labels(count, sampler, first)
     if labels is not None:
         rows[LABEL] = labels

@@ -1,18 +1,19 @@
 """The contract that every model family keeps, so that one loop trains them all.
 
-A family is a `torch.nn.Module` built from its config alone. Its children are trained in *phases*; `loss` is pure, `after_step` is the only
-place where buffers change. To add a family: one file with a `Config` and a `Family`, one line in `components/families/catalogue.py`.
+A family is a `torch.nn.Module` built from its config alone. Its children are trained in *phases*; `loss` is pure; `begin`, before the first
+step, and `after_step` are the only places where buffers change. To add a family: one file with a `Config` and a `Family`, one line in
+`components/families/catalogue.py`.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from components.config import Config
@@ -31,14 +32,23 @@ Batch = Mapping[str, Tensor]  # column name -> (B, ...), as stored: images are u
 class OptimizerConfig(Config):
     """One phase's optimizer. Weight decay acts on matrices and kernels only, never on biases, norms, embeddings of rank below 2."""
 
-    name: Literal["adamw", "sgd"] = "adamw"
+    name: Literal["adamw", "sgd", "rmsprop"] = "adamw"
     lr: float = Field(3e-4, gt=0, description="peak learning rate")
-    betas: tuple[float, float] = (0.9, 0.95)
-    eps: float = Field(1e-8, gt=0)
+    betas: tuple[float, float] = Field((0.9, 0.95), description="adamw only")
+    eps: float = Field(1e-8, gt=0, description="adamw and rmsprop")
     momentum: float = Field(0.0, ge=0, lt=1, description="sgd only")
-    weight_decay: float = Field(0.0, ge=0)
+    weight_decay: float = Field(0.0, ge=0, description="with sgd and rmsprop a part of the gradient")
 
     mutable: ClassVar[tuple[str, ...]] = ("lr", "weight_decay", "momentum")  # what a run can change on the way
+    idle: ClassVar[Mapping[str, tuple[str, ...]]] = {"adamw": ("momentum",), "sgd": ("betas", "eps"), "rmsprop": ("betas", "momentum")}
+
+    @model_validator(mode="after")
+    def _options_have_an_effect(self) -> Self:
+        for option in self.idle[self.name]:
+            given, default = getattr(self, option), type(self).model_fields[option].default
+            if given != default:
+                raise ValueError(f"{option}={given} has no effect with name={self.name}; leave it out, which is {option}={default}")
+        return self
 
 
 @dataclass(frozen=True)
@@ -72,7 +82,8 @@ class PhaseOutput:
 class Proof:
     """The smallest setting in which a family shows the nine promises of the house: a tiny model on real data that learns in seconds."""
 
-    data: Literal["images", "codes", "identities"]  # small grey images, grids of codes, or images of which some classes are held out
+    # Small grey images, grids of codes, images of which some classes are held out, or points of the plane.
+    data: Literal["images", "codes", "identities", "points"]
     model: dict[str, object]  # config values
     optimizer: OptimizerConfig
     steps: int  # in which the held-out headline score improves ...
@@ -91,8 +102,9 @@ class Family(nn.Module):
     kept: ClassVar[tuple[str, ...]] = ()  # adopted models that its model folder carries, since it is of no use without them
     mutable: ClassVar[tuple[str, ...]] = ()  # options that only change the loss, so that a run can change them on the way
     default_sampler: AnyConfig | None = None  # that was chosen for this trained model; it lies in its folder (`model_folder.py`)
-    surveyed_rows: int = 0  # training rows that `survey` sees before the first step, about so many
+    surveyed_rows: int = 0  # training rows that `begin` takes before the first step
     proof: ClassVar[Proof]
+    proofs: ClassVar[Mapping[str, Proof]] = {}  # further ones by name, where a family has several kinds of networks or data
     headline: ClassVar[tuple[str, Literal["min", "max"]]]  # the score of `evaluate` that says which checkpoint is best
 
     def __init__(self, config: AnyConfig) -> None:
@@ -118,19 +130,21 @@ class Family(nn.Module):
         """The config with what the data decides (channels, classes) filled in; raises UserError when they cannot go together."""
         raise NotImplementedError
 
-    def survey(self, batch: Batch) -> dict[str, Tensor]:
-        """Sums over rows of training data, for an initialisation that depends on them."""
-        return {}
+    def begin(self, rows: Batch) -> None:
+        """Takes the first `surveyed_rows` training rows, all of them on every worker, once before the first step.
 
-    def begin(self, sums: dict[str, Tensor]) -> None:
-        """Takes what `survey` summed over the first rows, on all workers, once before the first step."""
+        For an initialisation that depends on data. It runs without gradients; afterwards every worker has what rank 0 made of them.
+        """
 
     def loss(self, phase: str, batch: Batch, ctx: Context) -> PhaseOutput:
         """The phase's objective on this call's rows: no backward, no update, no buffer change, no global randomness."""
         raise NotImplementedError
 
     def after_step(self, phase: str, stats: dict[str, Tensor], ctx: Context) -> None:
-        """Buffer updates, once per optimizer step, from statistics already summed over all workers."""
+        """What follows an optimizer step, once, from statistics already summed over all workers; without gradients.
+
+        Updates of buffers, and projections of the phase's parameters such as weight clipping. Weights are averaged after it.
+        """
 
     def evaluate(self, batch: Batch, ctx: Context) -> dict[str, tuple[Tensor, Tensor]]:
         """Scores as name -> (sum, count), so that halves add up to the whole; vectors of equal length are allowed."""
@@ -147,6 +161,11 @@ class Family(nn.Module):
     @classmethod
     def charts(cls, scores: Mapping[str, float | list[float]]) -> tuple[Chart, ...]:
         """What the report draws of the scores that `finish` gave, beside their numbers."""
+        return ()
+
+    @classmethod
+    def charts_over_steps(cls, rows: Sequence[Mapping[str, Any]]) -> tuple[Chart, ...]:
+        """What the report draws of the run's record (`components/training/record.py`), beside a curve for each metric."""
         return ()
 
     def sample(self, count: int, seed: int, sampler: AnyConfig, first: int = 0) -> Tensor:

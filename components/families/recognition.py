@@ -22,7 +22,7 @@ from components.errors import UserError
 from components.evaluation.verification import FOLDS, verification_scores
 from components.families.augmentation import augment
 from components.families.contract import Batch, DataShape, Family, OptimizerConfig, Phase, PhaseOutput, Proof
-from components.families.images import LABEL, image_shape, pixels
+from components.families.images import IMAGE, LABEL, image_shape, pixels
 from components.families.recognition_config import RecognitionConfig, margin_of
 from components.functional.margins import least_scale, margin_logits
 from components.functional.photometric import PHOTOMETRIC
@@ -37,7 +37,8 @@ from components.training.randomness import Draws, generator
 logger = logging.getLogger(__name__)
 
 BEND_POINTS, BEND_REACH = 5, 0.12
-SURVEYED = 2048  # pictures that the mean of Gabor features is taken over
+SURVEYED = 2048  # pictures that the mean of Gabor features is taken over ...
+SURVEYED_AT_ONCE = 128  # ... so many at a time
 RESNETS: dict[str, tuple[tuple[int, ...], tuple[int, ...], type[BasicBlock] | type[Bottleneck]]] = {  # widths, depths, block
     "resnet18": ((64, 128, 256, 512), (2, 2, 2, 2), BasicBlock),
     "resnet50": ((256, 512, 1024, 2048), (3, 4, 6, 3), Bottleneck),
@@ -123,12 +124,10 @@ class Recognition(Family):
         metrics = {"target_probability": (-losses.detach()).exp().mean()}
         return PhaseOutput(losses.mean(), metrics, gathered_rows=len(labels))
 
-    def survey(self, batch: Batch) -> dict[str, Tensor]:
-        return self.backbone.sums(self._normalised(pixels(batch))) if isinstance(self.backbone, GaborEmbedder) else {}
-
-    def begin(self, sums: dict[str, Tensor]) -> None:
+    def begin(self, rows: Batch) -> None:
         if isinstance(self.backbone, GaborEmbedder):
-            self.backbone.centre(sums)
+            parts = rows[IMAGE].split(SURVEYED_AT_ONCE)
+            self.backbone.centre(self._normalised(pixels({IMAGE: part})) for part in parts)
 
     def evaluate(self, batch: Batch, ctx: Context) -> dict[str, tuple[Tensor, Tensor]]:
         lengths = self._vectors(pixels(batch)).norm(dim=1)

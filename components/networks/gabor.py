@@ -8,6 +8,7 @@ learns the map in the place of Fisher's discriminant.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 
 import torch
 import torch.nn.functional as F
@@ -55,17 +56,11 @@ class GaborEmbedder(nn.Module):
     def read(self, features: Tensor, random: Draws | None = None) -> Tensor:
         return self.out(self.dropout((features - self.mean) / self.spread, random))
 
-    def sums(self, images: Tensor) -> dict[str, Tensor]:
-        """What the mean and the spread are made of, summed over pictures and their mirror images."""
-        features = self.features(torch.cat([images, images.flip(-1)])).double()
-        return {"features": features.sum(0), "squares": features.square().sum(0), "rows": features.new_tensor(len(features))}
-
-    def centre(self, sums: dict[str, Tensor]) -> None:
-        """Takes the mean and the spread from sums over many pictures. Bent ones have another mean, which would cost much."""
-        mean = sums["features"] / sums["rows"]
-        variance = sums["squares"] / sums["rows"] - mean.square()
-        self.mean.copy_(mean)
-        self.spread.copy_(variance.mean().clamp(min=1e-12).sqrt())
+    def centre(self, batches: Iterable[Tensor]) -> None:
+        """Takes the mean and the spread over many pictures and their mirror images. Bent ones have another mean, which would cost much."""
+        features = torch.cat([self.features(torch.cat([images, images.flip(-1)])) for images in batches]).double()
+        self.mean.copy_(features.mean(0))
+        self.spread.copy_(features.var(0, correction=0).mean().clamp(min=1e-12).sqrt())
 
 
 def gabor_bank() -> Tensor:

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import io
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from components.report.findings import Chart
+from components.report.findings import Chart, ScalarField
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
-INCHES, CHART_INCHES, WIDE_INCHES = (3.6, 2.1), (5.2, 3.4), (10.0, 1.9)
+INCHES, CHART_INCHES, PLANE_INCHES, WIDE_INCHES = (3.6, 2.1), (5.2, 3.4), (5.2, 4.6), (10.0, 1.9)
 # Stand-ins that matplotlib draws with, and what the page replaces them by.
 INK, MUTED, SERIES, SECOND, THIRD, FOURTH = "#000001", "#000002", "#000003", "#000004", "#000005", "#000006"
 PAGE_COLOURS = {INK: "var(--ink)", MUTED: "var(--muted)", SERIES: "var(--series)", SECOND: "var(--second)"}
@@ -32,6 +33,7 @@ LOOKS = (
 MARKS = 8  # on a line, about: all its points would hide it
 FEW_DECADES = 1e3  # an axis whose ends differ by less gets more ticks than powers of ten
 LONG_NAME = 24  # characters; the names of two such do not fit side by side
+SHADES, SHADE_ALPHA = 12, 0.06  # of a field: each shade lies on those of lower values
 WIDE_RATIO = 20.0  # a curve that falls by more is drawn on a logarithmic axis
 
 
@@ -63,7 +65,9 @@ def curve_svg(curve: Curve, name: str) -> str:
 
 def chart_svg(chart: Chart, name: str) -> str:
     """The legend stands below the axes, where it covers no point."""
-    figure, axes = new_figure(CHART_INCHES)
+    figure, axes = new_figure(CHART_INCHES if chart.field is None else PLANE_INCHES)
+    if chart.field is not None:
+        _shade(axes, chart.field)
     for place, (series, (colour, mark, dashes)) in enumerate(zip(chart.series, LOOKS, strict=False)):
         apart = max(1, len(series.x) // MARKS)
         line = {"linestyle": dashes, "linewidth": 1.5, "markevery": (place % apart, apart)} if series.joined else {"linestyle": "none"}
@@ -81,6 +85,14 @@ def chart_svg(chart: Chart, name: str) -> str:
     columns = 1 if max(len(series.name) for series in chart.series) > LONG_NAME else 2
     figure.legend(loc="outside lower left", ncols=columns, fontsize=8.5, labelcolor=INK, frameon=False, handlelength=3.4)
     return to_svg(figure, name)
+
+
+def _shade(axes: Axes, field: ScalarField) -> None:
+    lowest, highest = min(map(min, field.values)), max(map(max, field.values))
+    for shade in range(SHADES):
+        level = lowest + (highest - lowest) * shade / SHADES
+        axes.contourf(field.x, field.y, field.values, levels=[level, math.inf], colors=[MUTED], alpha=SHADE_ALPHA)
+    axes.set_aspect("equal")
 
 
 def histogram_svg(shares: Sequence[float], name: str) -> str:

@@ -64,14 +64,31 @@ class Series(Config):
         return self
 
 
+class ScalarField(Config):
+    """A number at every place of a grid: `values` has a row for each y, with a number for each x."""
+
+    x: tuple[float, ...]
+    y: tuple[float, ...]
+    values: tuple[tuple[float, ...], ...]
+
+    @model_validator(mode="after")
+    def _a_grid(self) -> Self:
+        if min(len(self.x), len(self.y)) < 2 or [len(row) for row in self.values] != [len(self.x)] * len(self.y):
+            raise ValueError(
+                f"a field over {len(self.x)} x and {len(self.y)} y, two of each at least, needs as many rows of as many values"
+            )
+        return self
+
+
 class Chart(Config):
-    """Lines or scattered points over two axes with names."""
+    """Lines or scattered points over two axes with names; both axes have one scale where a field lies below."""
 
     title: str
     caption: str = ""
     x_label: str
     y_label: str
     series: tuple[Series, ...] = Field(min_length=1, max_length=MAX_SERIES)
+    field: ScalarField | None = Field(None, description="shaded below the series, darker where it is higher")
     log_x: bool = False
     log_y: bool = False
 

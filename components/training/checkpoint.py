@@ -83,6 +83,10 @@ class CheckpointFolder:
         names = [name for name in storage.list_names(self.url) if name.startswith("step_")]
         return sorted(int(name.removeprefix("step_")) for name in names if storage.exists(storage.join(self.url, name, COMMIT)))
 
+    def place(self, step: int) -> str:
+        """The folder of a step's checkpoint, whether it is there or not."""
+        return storage.join(self.url, checkpoint_name(step))
+
     def latest(self, spans: Spans | None = None) -> Checkpoint | None:
         steps = self.steps()
         return self.read(steps[-1], spans) if steps else None
@@ -94,10 +98,10 @@ class CheckpointFolder:
 
     def read(self, step: int, spans: Spans | None = None) -> Checkpoint:
         """As `read_checkpoint`."""
-        return read_checkpoint(self._folder(step), spans)
+        return read_checkpoint(self.place(step), spans)
 
     def _write(self, step: int, family: str, state: State, score: float | None, rows: Rows) -> None:
-        folder, first = self._folder(step), self._writers.rank == 0
+        folder, first = self.place(step), self._writers.rank == 0
         if first:
             storage.remove(folder)
         with tempfile.TemporaryDirectory() as scratch:
@@ -119,19 +123,16 @@ class CheckpointFolder:
         manifests = self._manifests()
         keep = set(sorted(manifests)[-self._keep_last :]) | set(self._ranked(manifests)[: self._keep_best])
         for step in set(manifests) - keep:
-            storage.remove(storage.join(self._folder(step), COMMIT))  # first the commit: what is half removed is no checkpoint
-            storage.remove(self._folder(step))
+            storage.remove(storage.join(self.place(step), COMMIT))  # first the commit: what is half removed is no checkpoint
+            storage.remove(self.place(step))
 
     def _manifests(self) -> dict[int, dict[str, Any]]:
-        return {step: storage.read_json(storage.join(self._folder(step), COMMIT)) for step in self.steps()}
+        return {step: storage.read_json(storage.join(self.place(step), COMMIT)) for step in self.steps()}
 
     def _ranked(self, manifests: dict[int, dict[str, Any]]) -> list[int]:
         sign = 1 if self._best_is == "min" else -1
         scored = [(sign * m["score"], step) for step, m in manifests.items() if m["score"] is not None]
         return [step for _, step in sorted(scored)]
-
-    def _folder(self, step: int) -> str:
-        return storage.join(self.url, checkpoint_name(step))
 
 
 def read_checkpoint(folder: str, spans: Spans | None = None) -> Checkpoint:

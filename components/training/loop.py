@@ -19,7 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from components.data.dataset import Dataset
 from components.data.loader import Loader
-from components.errors import UserError
+from components.errors import Diverged, UserError
 from components.evaluation.scoring import Scores, evaluate
 from components.families.contract import Batch, Family, Phase, PhaseOutput, replicated
 from components.training.checkpoint import Checkpoint, CheckpointFolder, State
@@ -84,21 +84,23 @@ class Trainer:
             recompute(family, family.recomputed, config.recompute)
         for name in family.sharded:
             family.get_submodule(name).cut(self.world.rank, self.world.size, config.seed)  # type: ignore[operator]
-        for tensor in replicated(family).values():
-            self.world.broadcast(tensor)
+        self._broadcast()
         self.turns = [Turn(family, phase, config, self.world.size > 1) for phase in family.phases]
-        self.average = WeightAverage(family, config.ema_decay) if config.ema_decay else None
+        self.average = self._fresh_average()
         self.step = 0
         self._free: Turn | None = None  # the phase whose parameters take gradients now
 
     @torch.no_grad()
-    def begin(self, loader: Loader) -> None:
-        """The family's initialisation from data: the same rows, the first of the run, for any number of workers."""
-        sums: dict[str, Tensor] = {}
-        for batch in loader.batches(0, -(-self.family.surveyed_rows // self.config.batch_size)):
-            for name, value in self.family.survey(_on_device(batch, self.outlet.device)).items():
-                sums[name] = sums[name] + value if name in sums else value
-        self.family.begin(self._summed(sums))
+    def begin(self, data: Dataset) -> None:
+        """The family's initialisation from data: the same rows, the first of the run, on any number of workers."""
+        count, batch_size = self.family.surveyed_rows, self.config.batch_size
+        if not count:
+            return
+        batches = list(Loader(data, batch_size, self.config.seed).batches(0, -(-count // batch_size)))
+        rows = {name: torch.cat([batch[name] for batch in batches])[:count] for name in batches[0]}
+        self.family.begin(_on_device(rows, self.outlet.device))
+        self._broadcast()  # kernels may differ in the last bit between machines
+        self.average = self._fresh_average()
 
     def train_step(self, batch: Batch, measures: Measures) -> None:
         """One optimizer step of every active phase on this worker's rows of the global batch."""
@@ -108,6 +110,13 @@ class Trainer:
         if self.average:
             self.average.update(self.step)
         self.step += 1
+
+    def _broadcast(self) -> None:
+        for tensor in replicated(self.family).values():
+            self.world.broadcast(tensor)
+
+    def _fresh_average(self) -> WeightAverage | None:
+        return WeightAverage(self.family, self.config.ema_decay) if self.config.ema_decay else None
 
     def _run(self, turn: Turn, batch: Batch, measures: Measures) -> None:
         self._free_only(turn)
@@ -125,10 +134,11 @@ class Trainer:
                 (output.loss * weight).backward()
             for name, value in output.stats.items():
                 stats[name] = stats[name] + value if name in stats else value
-            measures.add(output.metrics | {f"loss.{turn.phase.name}": output.loss.detach()}, share)
+            measures.add(self.step + 1, output.metrics | {f"loss.{turn.phase.name}": output.loss.detach()}, share)
         self._update(turn, measures)
         ctx = self._context(turn.phase, slice(0, self.config.batch_size), (self.config.batch_size,) * self.world.size)
-        self.family.after_step(turn.phase.name, self._summed(stats), ctx)
+        with torch.no_grad():
+            self.family.after_step(turn.phase.name, self._summed(stats), ctx)
 
     def _update(self, turn: Turn, measures: Measures) -> None:
         norm = self._clip(turn)
@@ -137,7 +147,7 @@ class Trainer:
             group["lr"] = lr
         with touched_rows(turn.optimizer):
             turn.optimizer.step()
-        measures.see(turn.phase.name, norm, lr)
+        measures.see(self.step + 1, turn.phase.name, norm, lr)
 
     def _clip(self, turn: Turn) -> Tensor:
         """The norm of the whole gradient, equal on every worker; clips to `clip_norm`."""
@@ -259,14 +269,14 @@ def train(
     """Trains from the trainer's step to the end of its config, or `until` a step before; every checkpoint is on storage when it returns.
 
     Where the outlet asks for a rest it stops earlier, at a step that has a row, and leaves a checkpoint of that step.
-    Raises UserError when the loss or a gradient stops being finite; checkpoints hold finite states only.
+    Raises Diverged, on every worker, when a loss, a metric or a gradient stops being finite; checkpoints hold finite states only.
     """
     config, outlet, world = trainer.config, trainer.outlet, trainer.world
     end = config.steps if until is None else until
     family = trainer.family.train()
     loader = Loader(data, config.batch_size, config.seed, world.rank, world.size)
     if trainer.step == 0:
-        trainer.begin(loader)
+        trainer.begin(data)
     measures = Measures(outlet.device, world, config.batch_size)
     for batch in loader.batches(trainer.step, end):
         trainer.train_step(_on_device(batch, outlet.device), measures)
@@ -276,7 +286,10 @@ def train(
             continue
         resting = not last and outlet.rests()  # at rows, where workers wait for each other anyway
         due["checkpoint"] |= resting
-        row = measures.read(step, loader.seconds_waited)
+        try:
+            row = measures.read(step, loader.seconds_waited)
+        except Diverged as error:
+            raise Diverged(f"{error}; {_last_good(checkpoints, outlet)}") from None
         scores = trainer.evaluate(held_out, config.evaluate_rows) if due["evaluate"] and held_out is not None else {}
         if due["checkpoint"] and (world.rank == 0 or family.sharded):
             score = scores.get(family.headline[0])
@@ -287,6 +300,18 @@ def train(
             break
         measures.restart()
     checkpoints.wait()
+
+
+def _last_good(checkpoints: CheckpointFolder, outlet: Outlet) -> str:
+    """Where a run that went wrong could go on from, the same words on every worker."""
+    checkpoints.wait()
+    saved = checkpoints.steps() if outlet.world.rank == 0 else []  # the others do not know what rank 0 has completed
+    last = torch.tensor(saved[-1] if saved else -1, device=outlet.device)
+    outlet.world.broadcast(last)
+    step = int(last)
+    if step < 0:
+        return "there is no checkpoint of the steps before it"
+    return f"the last good checkpoint, of step {step}, is {checkpoints.place(step)}"
 
 
 def _due(config: TrainConfig, step: int, last: bool) -> dict[str, bool]:

@@ -1,10 +1,12 @@
 """What a run reports between two rows: loss terms over the global batch, learning rates, speed, waiting, memory, utilisation.
 
-Numbers are summed on the device and read only when a row is due, so that steps do not wait for the host.
+Numbers stay on the device and are read only when a row is due, so that steps do not wait for the host. Each step's are kept until then:
+where one is not finite, the row tells the step in which it was first.
 """
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,9 +19,11 @@ from components.training.communication import Communication
 from components.training.outlet import Row
 from components.training.utilization import ForwardFlops, peak_flops, peak_memory_bytes
 
+BySteps = dict[int, Tensor]  # a number of each step
+
 
 class Measures:
-    """Sums since the last row; `read` gives the row."""
+    """Numbers since the last row; `read` gives the row. Steps are counted from 1, as rows count them."""
 
     def __init__(self, device: torch.device, world: Communication, batch_size: int) -> None:
         self._device, self._world, self._batch_size = device, world, batch_size
@@ -30,11 +34,10 @@ class Measures:
 
     def restart(self) -> None:
         """Begins the next interval; what ran since the last `read` (scoring, saving) is not counted as training."""
-        self._sums: dict[str, Tensor] = {}
+        self._terms: dict[str, BySteps] = {}  # this worker's part
         self._calls: dict[str, float] = {}
-        self._steps: dict[str, int] = {}
         self._rates: dict[str, float] = {}
-        self._norms: dict[str, Tensor] = {}
+        self._norms: dict[str, BySteps] = {}  # by phase
         self._started = time.perf_counter()
 
     @contextmanager
@@ -47,40 +50,42 @@ class Measures:
             yield
         self._flops[phase] = counter.training
 
-    def add(self, metrics: dict[str, Tensor], share: float) -> None:
-        """Takes scalars that are means over `share` of the global batch."""
+    def add(self, step: int, metrics: dict[str, Tensor], share: float) -> None:
+        """Takes scalars of a step that are means over `share` of its global batch."""
         for name, value in metrics.items():
-            weighted = value.detach().float() * share
-            self._sums[name] = self._sums[name] + weighted if name in self._sums else weighted
+            weighted, term = value.detach().float() * share, self._terms.setdefault(name, {})
+            term[step] = term[step] + weighted if step in term else weighted
             self._calls[name] = self._calls.get(name, 0.0) + share
 
-    def see(self, phase: str, norm: Tensor, lr: float) -> None:
+    def see(self, step: int, phase: str, norm: Tensor, lr: float) -> None:
         """Takes the gradient norm (before clipping) and the learning rate of one optimizer step."""
-        self._norms[phase] = torch.maximum(self._norms[phase], norm) if phase in self._norms else norm
-        self._steps[phase] = self._steps.get(phase, 0) + 1
+        self._norms.setdefault(phase, {})[step] = norm
         self._rates[phase] = lr
 
     def read(self, step: int, seconds_waited: float) -> Row:
         """The row of the interval that ends at `step`, the same on every worker. Raises Diverged when a number is not finite."""
-        names = sorted(self._sums)
-        # Shares add up to one over the workers of a step, so these quotients of sums are means over global batches.
-        local = torch.stack([self._sums[name] for name in names] + [torch.tensor(self._calls[name], device=self._device) for name in names])
-        values = self._world.sum(local)
-        norms = torch.stack([self._norms[phase] for phase in sorted(self._norms)])  # of averaged gradients: equal on all workers
-        numbers = values.tolist()
+        terms, shares = self._summed()
+        norms = _split(self._norms, _laid_out(self._norms).tolist())  # of averaged gradients: equal on all workers
         seconds = time.perf_counter() - self._started
+        _require_finite(terms | {f"gradient_norm.{phase}": values for phase, values in norms.items()})
         row: Row = {"step": step}
-        for place, name in enumerate(names):
-            row[name] = numbers[place] / numbers[place + len(names)]
-        for phase, norm in zip(sorted(self._norms), norms.tolist(), strict=True):
-            row[f"gradient_norm.{phase}"], row[f"lr.{phase}"] = norm, self._rates[phase]
-        self._require_finite(row)
+        for name, values in terms.items():
+            row[name] = math.fsum(values.values()) / shares[name]
+        for phase, values in norms.items():
+            row[f"gradient_norm.{phase}"], row[f"lr.{phase}"] = max(values.values()), self._rates[phase]
         return row | self._speed(seconds, seconds_waited)
 
+    def _summed(self) -> tuple[dict[str, dict[int, float]], dict[str, float]]:
+        """Every term by its steps and what its shares come to, over all workers."""
+        shares = torch.tensor([self._calls[name] for name in sorted(self._terms)], device=self._device)
+        # Shares add up to one over the workers of a step, so quotients of sums are means over global batches.
+        numbers = self._world.sum(torch.cat([shares, _laid_out(self._terms)])).tolist()
+        return _split(self._terms, numbers[len(shares) :]), dict(zip(sorted(self._terms), numbers[: len(shares)], strict=True))
+
     def _speed(self, seconds: float, seconds_waited: float) -> Row:
-        steps = max(self._steps.values())
+        steps = max(map(len, self._norms.values()))
         waited, self._waited_before = seconds_waited - self._waited_before, seconds_waited
-        flops = sum(self._flops[phase] * count for phase, count in self._steps.items()) * self._world.size / seconds
+        flops = sum(self._flops[phase] * len(norms) for phase, norms in self._norms.items()) * self._world.size / seconds
         peak = self._peak and self._peak * self._world.size
         return {
             "samples_per_second": steps * self._batch_size / seconds,
@@ -91,10 +96,21 @@ class Measures:
             "model_flop_utilisation": flops / peak if peak else None,
         }
 
-    def _require_finite(self, row: Row) -> None:
-        bad = [name for name, value in row.items() if value != value or abs(value) == float("inf")]
-        if bad:
-            raise Diverged(
-                f"training stopped at step {row['step']}: {', '.join(bad)} not finite; lower optimizer.lr, clip tighter (clip_norm) or use "
-                f"precision=float32; the last checkpoint is intact"
-            )
+
+def _laid_out(terms: dict[str, BySteps]) -> Tensor:
+    return torch.cat([torch.stack([*terms[name].values()]) for name in sorted(terms)])
+
+
+def _split(terms: dict[str, BySteps], numbers: list[float]) -> dict[str, dict[int, float]]:
+    """The inverse of `_laid_out`, as plain numbers."""
+    rest = iter(numbers)
+    return {name: {step: next(rest) for step in terms[name]} for name in sorted(terms)}
+
+
+def _require_finite(terms: dict[str, dict[int, float]]) -> None:
+    bad = [(step, name) for name, values in terms.items() for step, value in values.items() if not math.isfinite(value)]
+    if bad:
+        first = min(bad)[0]
+        names = [name for step, name in bad if step == first]
+        told = f"{' and '.join(names)} {'is' if len(names) == 1 else 'are'} not finite"
+        raise Diverged(f"training stopped: at step {first} {told}; lower optimizer.lr, clip tighter (clip_norm) or use precision=float32")

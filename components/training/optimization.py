@@ -22,12 +22,14 @@ def learning_rate_factor(step: int, config: TrainConfig) -> float:
 
 
 def make_optimizer(named: dict[str, nn.Parameter], config: OptimizerConfig) -> torch.optim.Optimizer:
-    """The optimizer of one phase; weight decay on matrices and kernels only. Fused kernels, on CPUs too."""
+    """The optimizer of one phase; weight decay on matrices and kernels only. Fused kernels where there are, on CPUs too."""
     matrices = [p for p in named.values() if p.ndim >= 2]
     vectors = [p for p in named.values() if p.ndim < 2]
     groups = [{"params": params, "weight_decay": decay} for params, decay in ((matrices, config.weight_decay), (vectors, 0.0)) if params]
     if config.name == "sgd":
         return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, fused=True)
+    if config.name == "rmsprop":
+        return torch.optim.RMSprop(groups, lr=config.lr, alpha=0.99, eps=config.eps, foreach=True)  # it has no fused kernel
     return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=True)
 
 

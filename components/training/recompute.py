@@ -21,14 +21,15 @@ from torch.utils.checkpoint import checkpoint
 
 from components.errors import UserError
 from components.networks.chain import Chain
+from components.networks.invertible import InvertibleChain
 
 
 def recompute(model: nn.Module, patterns: tuple[str, ...], length: int) -> list[list[str]]:
     """Makes the modules whose qualified names match a pattern recompute their activations, in segments of up to `length` blocks.
 
-    Blocks share a segment where they follow one another in an `nn.Sequential` or a `Chain`, which must be called as a whole; any other
-    match is a segment of its own. Returns the names of the blocks of each segment. In a pattern `*` stands for anything but a dot:
-    `blocks.*` are the blocks, not what is inside them.
+    Blocks share a segment where they follow one another in an `nn.Sequential`, a `Chain` or an `InvertibleChain`, which must be called as a
+    whole; any other match is a segment of its own. Returns the names of the blocks of each segment. In a pattern `*` stands for anything
+    but a dot: `blocks.*` are the blocks, not what is inside them.
 
     Raises UserError when the model has no patterns, and ValueError when a pattern matches nothing or a match lies inside another.
     """
@@ -50,7 +51,8 @@ def recompute(model: nn.Module, patterns: tuple[str, ...], length: int) -> list[
                 module.forward = partial(_twice, module, module.forward)
             changed |= alone
         elif parent not in changed:
-            parent.forward = partial(_in_turn, [_segment(parent, run, run[0] in matched) for run in runs])
+            in_turn = _invertible_in_turn if isinstance(parent, InvertibleChain) else _in_turn
+            parent.forward = partial(in_turn, [_segment(parent, run, run[0] in matched) for run in runs])
             changed.add(parent)
     return segments
 
@@ -74,7 +76,7 @@ def _match(name: str, pattern: str) -> bool:
 
 def _is_chain(module: nn.Module) -> bool:
     """Whether all that the module does is to run its children one after another."""
-    return type(module).forward in (nn.Sequential.forward, Chain.forward)
+    return type(module).forward in (nn.Sequential.forward, Chain.forward, InvertibleChain.forward)
 
 
 def _runs(parent: nn.Module, matched: Sequence[str], length: int) -> list[list[str]]:
@@ -89,14 +91,23 @@ def _runs(parent: nn.Module, matched: Sequence[str], length: int) -> list[list[s
 
 
 def _segment(parent: nn.Module, run: list[str], recomputed: bool) -> Callable[..., Any]:
-    blocks = Chain(*(parent.get_submodule(child) for child in run))
-    return partial(_twice, blocks, blocks.forward) if recomputed else blocks
+    children = (parent.get_submodule(child) for child in run)
+    blocks = InvertibleChain(*children) if isinstance(parent, InvertibleChain) else Chain(*children)
+    forward = blocks.onward if isinstance(blocks, InvertibleChain) else blocks.forward
+    return partial(_twice, blocks, forward) if recomputed else forward
 
 
 def _in_turn(segments: list[Callable[..., Any]], x: Tensor, *extra: Any) -> Any:
     for segment in segments:
         x = segment(x, *extra)
     return x
+
+
+def _invertible_in_turn(segments: list[Callable[..., Any]], x: Tensor, *extra: Any) -> Any:
+    log_det = x.new_zeros(len(x))
+    for segment in segments:
+        x, log_det = segment(x, log_det, *extra)
+    return x, log_det
 
 
 def _twice(module: nn.Module, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:

@@ -5,19 +5,32 @@ from __future__ import annotations
 import resource
 import sys
 import time
+from typing import Self
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.module_tracker import ModuleTracker
 
 # Dense bf16 peaks from the makers' data sheets, in FLOP/s, by a part of the device's name.
 _GPU_PEAKS = {"H200": 989e12, "H100": 989e12, "B200": 2250e12, "A100": 312e12, "L40S": 362e12, "L4": 121e12, "A10": 125e12, "V100": 125e12}
 
 
+class _NoModules(ModuleTracker):
+    """Follows no module: its hooks fail where a loss takes a gradient with respect to what it gives a module."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Nothing was begun."""
+
+
 class ForwardFlops(FlopCounterMode):
-    """Counts the operations of a forward pass inside a `with` block, silently."""
+    """Counts the operations of a forward pass inside a `with` block, silently, those of gradients that the pass itself takes among them."""
 
     def __init__(self) -> None:
         super().__init__(display=False)
+        self.mod_tracker = _NoModules()
 
     @property
     def training(self) -> int:

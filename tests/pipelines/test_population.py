@@ -164,7 +164,7 @@ def test_who_diverges_goes_on_as_another(root: Path, capsys: pytest.CaptureFixtu
 def test_when_every_member_diverges_there_is_no_population(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     argv = (*WILD, "--vary", f"{RATE}=uniform: [1.0e+30, 2.0e+30]")
     for _ in range(2):  # and the same command says the same again
-        says = ("none of 4 members came to a score in generation 1; training stopped at step",)
+        says = ("none of 4 members came to a score in generation 1; training stopped: at step",)
         capsys.readouterr()
         assert main([word.replace("{data}", str(root / "data")) for word in (*argv, "--json")]) == 2
         assert says[0] in json.loads(capsys.readouterr().out)["error"]

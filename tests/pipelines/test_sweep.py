@@ -134,7 +134,7 @@ def test_a_diverged_trial_is_a_result(root: Path, capsys: pytest.CaptureFixture[
 def test_when_every_trial_diverges_there_is_no_sweep(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     argv = (*WILD, "--vary", "train.optimizer.lr=uniform: [1.0e+30, 2.0e+30]", "--json")
     assert main([word.replace("{data}", str(root / "data")) for word in argv]) == 2
-    assert "none of 2 trials came to a score; trial 0: training stopped at step" in json.loads(capsys.readouterr().out)["error"]
+    assert "none of 2 trials came to a score; trial 0: training stopped: at step" in json.loads(capsys.readouterr().out)["error"]
 
 
 def test_a_model_that_another_process_is_making_is_left_to_it(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

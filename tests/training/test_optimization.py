@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import copy
 import math
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
+from components.errors import UserError
 from components.families.contract import Family, OptimizerConfig
 from components.training.config import TrainConfig
 from components.training.optimization import (
@@ -28,11 +30,11 @@ def test_schedule_warms_up_linearly_and_ends_at_the_fraction() -> None:
     assert learning_rate_factor(110, config) == pytest.approx(0.1)
 
 
-@pytest.mark.parametrize("name", ["adamw", "sgd"])
-def test_optimizer_state_goes_through_tensors(name: str) -> None:
+@pytest.mark.parametrize("settings", [{}, {"name": "sgd", "momentum": 0.9}, {"name": "rmsprop"}])
+def test_optimizer_state_goes_through_tensors(settings: dict[str, Any]) -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(4, 3), nn.LayerNorm(3))
-    config = OptimizerConfig(name=name, momentum=0.9, weight_decay=0.1)
+    config = OptimizerConfig.parse(settings | {"weight_decay": 0.1}, "test")
     named = dict(model.named_parameters())
     optimizer = make_optimizer(named, config)
 
@@ -49,6 +51,33 @@ def test_optimizer_state_goes_through_tensors(name: str) -> None:
     step(model, optimizer, 1)
     step(twin, twin_optimizer, 1)
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), twin.parameters(), strict=True))
+
+
+def test_rmsprop_equals_its_recursion() -> None:
+    weight = nn.Parameter(torch.tensor([2.0]))
+    optimizer = make_optimizer({"weight": weight}, OptimizerConfig(name="rmsprop", lr=0.1, eps=1e-3))
+    expected, square = 2.0, 0.0
+    for gradient in (0.5, -3.0, 1.0):
+        weight.grad = torch.tensor([gradient])
+        optimizer.step()
+        square = 0.99 * square + 0.01 * gradient**2
+        expected -= 0.1 * gradient / (math.sqrt(square) + 1e-3)
+    assert weight.item() == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"momentum": 0.9}, "momentum=0.9 has no effect with name=adamw"),
+        ({"name": "sgd", "betas": (0.5, 0.9)}, r"betas=\(0.5, 0.9\) has no effect with name=sgd"),
+        ({"name": "rmsprop", "betas": (0.5, 0.9)}, r"leave it out, which is betas=\(0.9, 0.95\)"),
+        ({"name": "rmsprop", "momentum": 0.9}, "has no effect with name=rmsprop"),
+    ],
+)
+def test_options_without_effect_are_errors(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        OptimizerConfig.parse(settings, "test")
+    assert OptimizerConfig.parse(OptimizerConfig(name=settings.get("name", "adamw")).to_json(), "test")  # defaults are fine
 
 
 def test_decay_reaches_matrices_only() -> None:
