@@ -38,9 +38,9 @@ def evaluate(
 ) -> Answer:
     """Scores a model on a data set, or with --judge the samples that it draws against the data set's pictures.
 
-    Samples are scored by their Fréchet distance (FD-cnn, not FID) and kernel distance (KID) on the features of the judge, a classifier of
-    the same pictures, and by how evenly it spreads its labels. KEY=VALUE are options of the model's sampler, over those that `raymill sweep
-    --write` chose for it.
+    Samples are scored by their Fréchet distance (FD-cnn, not FID), kernel distance (KID) and, of up to 2,000, exact W1 on the features of
+    the judge, a classifier of the same pictures, and by how evenly it spreads its labels. KEY=VALUE are options of the model's sampler,
+    over those that `raymill sweep --write` chose for it.
 
     \b
     raymill evaluate tokenizer images
@@ -76,6 +76,8 @@ def _samples(
     model: str, data: str, judge: str, count: int, seed: int, split: str, config: str | None, overrides: list[str], store: Store
 ) -> Answer:
     from components.evaluation.generation import require_enough, score_samples
+    from components.evaluation.sampling import picture_shape
+    from components.evaluation.wasserstein import w1_of_features
     from pipelines.references import Judging, held_out_first
     from pipelines.settings import sampler_settings
     from pipelines.source import SourceReader
@@ -84,6 +86,7 @@ def _samples(
     loaded = _load(model, store)
     sampler = sampler_settings(loaded, config, overrides)
     loaded.settled(sampler)
+    picture_shape(loaded)
     reader = SourceReader(store)
     judging = Judging(store, reader.read(find_model(judge, store), "--judge"), reader.read(find_data(data, store), "DATA"), split)
     judging.require_pictures_of(loaded)
@@ -91,12 +94,14 @@ def _samples(
     made = score_samples(loaded, judging.judge, judging.reference, count, seed, sampler, shown=0)
     points = judging.points(count)
     reader.remember()
-    scores = made.scores | {"evaluations": made.evaluations, "images_per_second": made.images_per_second}
+    judged = made.scores | w1_of_features(made.features, judging.reference.features)
+    scores = judged | {"evaluations": made.evaluations, "images_per_second": made.images_per_second}
     values = {"model": model, "data": data, "split": split, "judge": judge, "seed": seed, "sampler": sampler.to_json()}
     beside = {name: {"fd": found["fd"], "kid": found["kid"], "samples": found["samples"]} for name, found in points.items()}
     rows = [
         ("FD-cnn", _beside(made.scores["fd"], held_out_first(points, "fd"))),
         ("KID", _beside(made.scores["kid"], held_out_first(points, "kid"))),
+        ("W1", _beside(judged["w1"], {"as many real pictures": judged["w1_of_real"]})),
         ("label entropy, bits", f"{made.scores['label_entropy']:.4g}"),
         ("samples", f"{count:,}"),
         ("evaluations a sample", f"{made.evaluations:.6g}"),

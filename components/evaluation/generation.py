@@ -117,6 +117,7 @@ class Generated:
     evaluations: float  # of the network, for one sample; a mean where a solver decides by itself
     seconds: float  # of drawing alone
     pictures: Tensor
+    features: Tensor  # (K, D) float32, the judge's, of the first KERNEL_ROWS samples
 
     @property
     def images_per_second(self) -> float:
@@ -140,8 +141,9 @@ def score_samples(model: Family, judge: Classifier, reference: Reference, count:
             pictures.append(images[: max(0, shown - CHUNK * len(pictures))])
             started = time.perf_counter()
     evaluations = model.evaluations(sampler)
-    scores = reduce(add, parts).scores(reference)
-    return Generated(scores, seen[0] / count if evaluations is None else evaluations, seconds, torch.cat(pictures))
+    tally = reduce(add, parts)
+    every = seen[0] / count if evaluations is None else evaluations
+    return Generated(tally.scores(reference), every, seconds, torch.cat(pictures), tally.features)
 
 
 def drawn(model: Family, count: int, seed: int, sampler: Config) -> Iterator[Tensor]:

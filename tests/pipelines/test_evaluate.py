@@ -43,6 +43,7 @@ def test_samples_are_scored_by_options_and_seed(studio: Path, capsys: pytest.Cap
     for found in (first, again, other, cold):
         assert found["scores"].pop("images_per_second") > 0
         assert found["scores"]["samples"] == 30
+        assert found["scores"]["w1"] > found["scores"]["w1_of_real"] > 0
     assert first == again
     assert first["scores"]["fd"] != other["scores"]["fd"]
     assert cold["sampler"]["temperature"] == 0.01

@@ -77,7 +77,7 @@ def test_a_sweep_is_an_artifact_and_its_best_is_what_evaluate_finds(root: Path, 
     assert not run(SWEEP, root, capsys)["made"]
     again = run(tuple(shlex.split(found["command"])[1:]), root, capsys)
     assert again["scores"].pop("images_per_second") > 0
-    assert again["scores"] == found["best"]["scores"]
+    assert again["scores"].items() >= found["best"]["scores"].items()  # and the exact W1, which costs a sweep too much
     assert set(again["reference_points"]) == {"real held-out pictures", "class Gaussians", "noise"}
     assert again["reference_points"]["real held-out pictures"]["samples"] == 16
     assert main(["verify", found["url"]]) == 0
