@@ -34,12 +34,13 @@ CPU = torch.device("cpu")
 
 
 class LiveBytes(TorchDispatchMode):
-    """The most bytes of tensors made in the block that were alive at once."""
+    """The most bytes of tensors made in the block that were alive at once, at most the share `slack` too few."""
 
-    def __init__(self) -> None:
+    def __init__(self, slack: float = 0.0) -> None:
         super().__init__()
-        self.peak = 0
+        self.peak, self.slack = 0, slack
         self._live: dict[int, tuple[StorageWeakRef, int]] = {}
+        self._bound = 0  # on the bytes alive: those who died since it was last counted are in it
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         given = {tensor.untyped_storage().data_ptr() for tensor in tree_iter(args) if isinstance(tensor, Tensor)}
@@ -47,8 +48,11 @@ class LiveBytes(TorchDispatchMode):
         for tensor in tree_iter(out):
             if isinstance(tensor, Tensor) and (storage := tensor.untyped_storage()).data_ptr() not in given:
                 self._live[storage.data_ptr()] = StorageWeakRef(storage), storage.nbytes()
-        self._live = {place: entry for place, entry in self._live.items() if not entry[0].expired()}
-        self.peak = max(self.peak, sum(size for _, size in self._live.values()))
+                self._bound += storage.nbytes()
+        if self._bound > self.peak * (1 + self.slack):  # else no new peak is possible
+            self._live = {place: entry for place, entry in self._live.items() if not entry[0].expired()}
+            self._bound = sum(size for _, size in self._live.values())
+            self.peak = max(self.peak, self._bound)
         return out
 
 
@@ -102,8 +106,8 @@ def kept_bytes(model: nn.Module, loss: Callable[[], Tensor]) -> int:
     return sum(storage.nbytes() for storage in kept.values())
 
 
-def peak_bytes(loss: Callable[[], Tensor]) -> int:
-    with LiveBytes() as live:
+def peak_bytes(loss: Callable[[], Tensor], slack: float = 0.0) -> int:
+    with LiveBytes(slack) as live:
         loss().backward()
     return live.peak
 

@@ -9,16 +9,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from components.errors import UserError
+from components.functional.continuous import Divergence, coordinates
 from components.functional.ode_samplers import State, solve
 from components.functional.predictions import Denoiser, Noise
-
-Divergence = Literal["exact", "hutchinson"]
 
 
 def log_likelihood(
@@ -40,7 +38,7 @@ def log_likelihood(
     schedule = denoiser.schedule
     with torch.inference_mode(False), torch.no_grad():
         x = x.clone()  # of a caller in inference mode, whose tensors have no derivatives
-        probes = _coordinates(x) if divergence == "exact" else [_signs(x, noise)]
+        probes = list(coordinates(x)) if divergence == "exact" else [_signs(x, noise)]
 
         def field(t: Tensor, state: State) -> State:
             return _velocity_and_divergence(denoiser, state[0].to(x.dtype), t, probes)
@@ -71,12 +69,6 @@ def _velocity_and_divergence(denoiser: Denoiser, x: Tensor, t: Tensor, probes: S
             (slope,) = torch.autograd.grad(velocity, x, probe, retain_graph=place < len(probes))
             divergence = divergence + (slope * probe).flatten(1).sum(1)
     return velocity.detach(), divergence.detach()
-
-
-def _coordinates(x: Tensor) -> list[Tensor]:
-    """Of each coordinate of a row, the unit vector along it, in every row of x."""
-    units = torch.eye(x[0].numel(), dtype=x.dtype, device=x.device)
-    return [unit.reshape(1, *x.shape[1:]).expand_as(x) for unit in units]
 
 
 def _signs(x: Tensor, noise: Noise | None) -> Tensor:
