@@ -2,8 +2,34 @@
 
 from __future__ import annotations
 
-from benchmarks import diffusers_peer, loader, recompute, ring, sampler_sweep, sampling, solvers, stage_start, sweep, throughput
+from benchmarks import (
+    diffusers_peer,
+    duality,
+    flow_peers,
+    loader,
+    recompute,
+    ring,
+    sampler_sweep,
+    sampling,
+    solvers,
+    stage_start,
+    sweep,
+    throughput,
+)
 
-for benchmark in (loader, throughput, stage_start, sweep, sampler_sweep, sampling, solvers, recompute, ring, diffusers_peer):
+for benchmark in (
+    loader,
+    throughput,
+    stage_start,
+    sweep,
+    sampler_sweep,
+    sampling,
+    solvers,
+    duality,
+    recompute,
+    ring,
+    diffusers_peer,
+    flow_peers,
+):
     print(benchmark.main(), flush=True)
     print(flush=True)

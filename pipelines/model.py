@@ -12,8 +12,10 @@ from typing import Self
 from pydantic import Field, model_validator
 
 from components import storage
-from components.families.model_folder import family_class
-from components.report.findings import Findings, Score
+from components.data.dataset import Dataset
+from components.evaluation.showing import show_completions, show_samples
+from components.families.model_folder import family_class, load_model
+from components.report.findings import Findings, Picture, Score
 from pipelines.reporting import PAGE, page_of
 from pipelines.settings import Training, read_presets
 from pipelines.source import Source
@@ -21,7 +23,7 @@ from pipelines.stage import Pipeline, Task, stage
 from pipelines.store import Artifact
 from pipelines.tokens import images
 from pipelines.tokens_config import PicturesConfig, with_class_names
-from pipelines.training import find_model, train_model
+from pipelines.training import MODEL, find_model, train_model
 
 
 class ModelConfig(PicturesConfig):
@@ -43,16 +45,25 @@ class ModelConfig(PicturesConfig):
         return self
 
 
-@stage(version=1)
+@stage(version=2)
 def model(images: Artifact, start: Source | None, task: Task[Training]) -> None:
-    """The model, trained from scratch or from the weights of an earlier one, and its headline score on the held-out pictures."""
+    """The model, trained from scratch or from the weights of an earlier one, its headline score on the held-out pictures, and samples."""
     children = {} if start is None else {"start": find_model(start.url, task.store)}
     train_model(task, images.url, children)
     folder, (name, best) = str(task.draft.folder), family_class(task.config.family).headline
     value = storage.read_json(storage.join(folder, "run.json"))["scores"].get(name)
+    found: dict[str, object] = {"pictures": _pictures(folder, Dataset.open(images.url), task.config.train.held_out)}
     if isinstance(value, float) and math.isfinite(value):
-        score = Score(name=name, value=value, better="lower" if best == "min" else "higher", note="on the held-out pictures")
-        Findings.read(folder).model_copy(update={"scores": (score,)}).write(folder)
+        note = "on the held-out pictures"
+        found["scores"] = (Score(name=name, value=value, better="lower" if best == "min" else "higher", note=note),)
+    Findings.read(folder).model_copy(update=found).write(folder)
+
+
+def _pictures(folder: str, data: Dataset, held_out: str) -> tuple[Picture, ...]:
+    """What the trained model in `folder` draws and, where it can, completes."""
+    trained = load_model(storage.join(folder, MODEL))
+    samples = show_samples(trained, folder)
+    return (*samples, *show_completions(trained, Dataset.open(data.url, held_out), folder)) if held_out in data.splits else samples
 
 
 @stage(version=1)

@@ -1,6 +1,7 @@
 """From a preset, a config file and `key=value` overrides, in this order, to one typed config.
 
-Preset values lie in `pipelines/presets/`: `families.yaml` says how each family is trained, and a pipeline's own file the rest.
+Preset values lie in `pipelines/presets/`: `families.yaml` says how each family is trained, by `family.kind` also how with a network of
+another kind than its own, and a pipeline's own file the rest.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from typing import Any, TypeVar
 
 from pydantic import Field, SerializeAsAny, ValidationInfo, field_validator
 
-from components.config import Config, merge, override, read_yaml
+from components.config import KIND, Config, merge, override, read_yaml
 from components.errors import UserError, did_you_mean
 from components.families.contract import Family
 from components.families.model_folder import family_class
@@ -20,6 +21,7 @@ from components.training.config import TrainConfig
 C = TypeVar("C", bound=Config)
 
 PRESETS = ("quick", "base", "full")
+NETWORK_KIND = f"model.network.{KIND}"  # in a training section
 FOLDER = Path(__file__).parent / "presets"
 
 
@@ -71,16 +73,20 @@ def take_preset(preset: str | None, assignments: Iterable[str]) -> tuple[str | N
 def configure(config: C, values: Mapping[str, Any], preset: str | None, file: str | None, assignments: list[str]) -> C:
     """Lays the preset's `values`, the config file and the overrides over `config`, in this order. Raises UserError naming where it fails.
 
-    Where one of them gives a training section another family, the section begins anew, from that family's own preset.
+    Where one of them gives a training section another family, the section begins anew, from that family's own preset. Where one gives it
+    another kind of network, that kind's preset is laid over it.
     """
     config = merge(_begin(config, values, preset, f"preset {preset}", anew=True), values, f"preset {preset}")
     if file is not None:
         found = read_yaml(file)
-        config = merge(_begin(config, found, preset, file), found, file)
+        config = _with_kinds(_begin(config, found, preset, file), _kinds_of_sections(found), preset)
+        config = merge(config, found, file)
     switches = [text for text in assignments if text.partition("=")[0].endswith(".family")]
     families = {text.partition(".family=")[0]: {"family": text.partition("=")[2]} for text in switches}
     config = _begin(config, families, preset, "command line")
-    return override(config, [text for text in assignments if text not in switches])
+    told = ((key, value) for key, _, value in (text.partition("=") for text in assignments) if f".{key}".endswith(f".{NETWORK_KIND}"))
+    kinds = {key.removesuffix(NETWORK_KIND).rstrip("."): value for key, value in told}
+    return override(_with_kinds(config, kinds, preset), [text for text in assignments if text not in switches])
 
 
 def sampler_settings(family: Family, file: str | None, assignments: list[str]) -> Config:
@@ -96,6 +102,29 @@ def sampler_settings(family: Family, file: str | None, assignments: list[str]) -
     if named[-1] not in (None, getattr(sampler, "sampler", None)):
         sampler = family.Sampler()
     return override(sampler if file is None else merge(sampler, values, file), assignments)
+
+
+def _kinds_of_sections(values: Mapping[str, Any]) -> dict[str, str]:
+    """Training section -> the kind of network that plain values give it; "" is the section that they are."""
+    found: dict[str, str] = {}
+    for section, node in [("", values), *values.items()]:
+        for key in NETWORK_KIND.split("."):
+            node = node.get(key) if isinstance(node, Mapping) else None
+        if isinstance(node, str):
+            found[section] = node
+    return found
+
+
+def _with_kinds(config: C, kinds: Mapping[str, str], preset: str | None) -> C:
+    """With the presets of these kinds of networks laid over training sections, where they have another kind now."""
+    for section, kind in kinds.items():
+        training: Any = getattr(config, section, None) if section else config
+        network = getattr(getattr(training, "model", None), "network", None)
+        values = family_preset(f"{training.family}.{kind}", preset or "") if getattr(network, KIND, kind) != kind else {}
+        if values:
+            merged = merge(training, {"model": {"network": {KIND: kind}}} | values, f"preset {preset}")
+            config = config.model_copy(update={section: merged}) if section else merged
+    return config
 
 
 def _begin(config: C, values: Mapping[str, Any], preset: str | None, origin: str, anew: bool = False) -> C:

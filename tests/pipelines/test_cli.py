@@ -210,7 +210,7 @@ def test_every_preset_of_the_shipped_pipelines_is_a_valid_config(pipeline: Pipel
 
 
 def test_every_family_has_presets() -> None:
-    assert set(read_presets("families")) == set(FAMILIES)
+    assert {name.partition(".")[0] for name in read_presets("families")} == set(FAMILIES)
 
 
 def test_a_training_section_takes_its_familys_preset_and_changes_family_whole() -> None:
@@ -219,6 +219,36 @@ def test_a_training_section_takes_its_familys_preset_and_changes_family_whole() 
     other = configure(TokensConfig(), TOKENS.presets["quick"], "quick", None, ["tokenizer.model.num_codes=256", "tokenizer.family=vqvae"])
     assert type(other.tokenizer.model).__name__ == "VQVAEConfig"
     assert other.tokenizer.train.steps == family_preset("vqvae", "quick")["train"]["steps"]
+
+
+@pytest.mark.parametrize("preset", ["quick", "base", "full"])
+@pytest.mark.parametrize("name", [name for name in read_presets("families") if "." in name])
+def test_presets_of_kinds_are_settings(name: str, preset: str) -> None:
+    family, _, kind = name.partition(".")
+    config = configure(Training(family=family), family_preset(family, preset), preset, None, [f"model.network.kind={kind}"])
+    assert config.to_json()["model"]["network"]["kind"] == kind
+    assert config.train.steps == family_preset(name, preset)["train"]["steps"]
+
+
+def test_another_kind_of_network_brings_its_own_preset(tmp_path: Path) -> None:
+    """From the command line and from a file; what either says besides lies over it, and without a preset there is nothing to bring."""
+    presets, family = read_presets("families"), Training(family="autoregressive")
+    own, made = (presets[name]["quick"]["train"] for name in ("autoregressive", "autoregressive.made"))
+    assert own["batch_size"] != made["batch_size"]
+    values = family_preset("autoregressive", "quick")
+    assert configure(family, values, "quick", None, []).train.batch_size == own["batch_size"]
+    chosen = configure(family, values, "quick", None, ["train.log_every=7", "model.network.kind=made", "model.network.hidden=[5]"])
+    assert (chosen.train.batch_size, chosen.train.log_every, chosen.model.to_json()["network"]["hidden"]) == (made["batch_size"], 7, [5])
+    file = tmp_path / "config.yaml"
+    file.write_text("{train: {log_every: 7}, model: {network: {kind: made, hidden: [5]}}}")
+    assert configure(family, values, "quick", str(file), []) == chosen
+    plain = configure(family, {}, None, None, ["model.network.kind=made"])
+    assert plain.train == Training(family="autoregressive").train
+    pipeline = catalogue.find_pipeline("model")
+    section = configure(
+        pipeline.config(), pipeline.presets["quick"], "quick", None, ["model.family=autoregressive", "model.model.network.kind=made"]
+    )
+    assert section.to_json()["model"]["train"]["batch_size"] == made["batch_size"]
 
 
 @pytest.mark.parametrize(
