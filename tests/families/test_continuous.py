@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from benchmarks.densities import PINWHEEL, RING
+from benchmarks.densities import PINWHEEL, RING, Petals
 from components.errors import UserError
 from components.families.flow import Flow, FlowSampler
 from components.training.communication import Communication
@@ -78,7 +78,7 @@ def test_pictures_are_learnt_with_an_estimated_trace() -> None:
     assert losses[-1] < losses[0] - 0.2
     assert losses[-1] > 6  # the entropy of the grey values
     scores = model.eval().evaluate(batch, context(16))
-    assert float(scores["bits_per_dim"][0] / 16) == pytest.approx(losses[-1], abs=0.3)
+    assert float(scores["bits_per_dim"][0].detach() / 16) == pytest.approx(losses[-1], abs=0.3)
     assert torch.isfinite(model.sample(2, 0, FlowSampler())).all()
 
 
@@ -96,7 +96,7 @@ def test_options_that_do_not_fit_are_refused(model: dict[str, object], sampler: 
 
 
 @pytest.mark.parametrize("density", [RING, PINWHEEL])
-def test_entropies_are_those_of_samples(density) -> None:
+def test_entropies_are_those_of_samples(density: Petals) -> None:
     """The known densities that continuous flows are measured by."""
     nats = -density.log_prob(density.sample(50_000, 0))
     assert abs(float(nats.mean()) - density.entropy()) < 3 * float(nats.std()) / 50_000**0.5
