@@ -26,6 +26,7 @@ from components.data.dataset import Dataset
 from components.families.autoregressive import Autoregressive, AutoregressiveConfig
 from components.networks.autoregressive import AutoregressiveNetwork
 from components.training.job import TrainingJob, execute
+from components.training.optimization import make_optimizer
 from components.training.outlet import Outlet
 from components.training.record import read_metrics
 from pipelines.settings import family_preset
@@ -77,7 +78,7 @@ def _drawing(table: Table, gated: AutoregressiveNetwork, made: AutoregressiveNet
 def _bare(job: TrainingJob, images: Tensor) -> float:
     """Trained pictures a second of the same network in the shortest loop."""
     network = _network(job.model).train()
-    optimizer = torch.optim.AdamW(network.parameters(), lr=job.train.optimizer.lr, betas=job.train.optimizer.betas, fused=True)
+    optimizer = make_optimizer(dict(network.named_parameters()), job.train.optimizer)
     started = 0.0
     for step in range(WARM_STEPS + STEPS):
         if step == WARM_STEPS:
@@ -87,7 +88,6 @@ def _bare(job: TrainingJob, images: Tensor) -> float:
             logits = network(x)[:, 0].float()
         optimizer.zero_grad(set_to_none=True)
         (F.binary_cross_entropy_with_logits(logits, x, reduction="sum") / len(x)).backward()
-        torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
         optimizer.step()
     return STEPS * job.train.batch_size / (time.perf_counter() - started)
 

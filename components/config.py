@@ -42,10 +42,10 @@ KIND = "kind"  # the key that tells sections of a union apart
 def override(config: C, assignments: Iterable[str], origin: str = "command line") -> C:
     """Applies `dotted.key=value` assignments, each value read as YAML. Raises UserError for a bad key, type or range.
 
-    A section that is one of several kinds begins anew where its `kind` is given another value: what follows are options of that kind.
+    A section that is one of several kinds begins anew where its `kind` is given another value; other options are those of that kind.
     """
     values = config.to_json()
-    for assignment in assignments:
+    for assignment in sorted(assignments, key=lambda text: not text.partition("=")[0].strip().endswith(f".{KIND}")):
         key, separator, text = assignment.partition("=")
         if not separator or not key:
             raise UserError(f"{origin}: {assignment!r} is not an override; write key=value, for example train.steps=200")

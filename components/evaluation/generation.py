@@ -160,13 +160,14 @@ def drawn(model: Family, count: int, seed: int, sampler: Config) -> Iterator[Ten
 
 @contextmanager
 def _rows_counted(model: Family) -> Iterator[list[int]]:
-    """How many rows go through the networks that the model trains: what an adaptive solver asked of them is known only then."""
+    """How many rows go through the networks that samples ask: what an adaptive solver asked of them is known only then."""
     seen = [0]
 
     def count(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        seen[0] += len(inputs[0])
+        seen[0] += next(len(each) for each in inputs if each.dim())  # a time may stand first
 
-    hooks = [model.get_submodule(child).register_forward_pre_hook(count) for phase in model.phases for child in phase.trains]
+    asked = model.asked or [child for phase in model.phases for child in phase.trains]
+    hooks = [model.get_submodule(name).register_forward_pre_hook(count) for name in asked]
     try:
         yield seen
     finally:

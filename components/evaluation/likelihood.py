@@ -8,6 +8,7 @@ import torch
 
 from components.data.dataset import Dataset
 from components.data.loader import evaluation_batches
+from components.errors import UserError
 from components.families.contract import Family
 from components.families.images import IMAGE, LABEL
 from components.training.communication import Communication
@@ -26,6 +27,11 @@ def evaluate_likelihood(
     A row's draws depend on its number and the seed alone, with a `batch_size` that is a multiple of `LANE`. Raises UserError for a family
     without a density, and for a data set that is not of the kind that it learnt from.
     """
+    if IMAGE not in dataset.shape.columns:
+        raise UserError(
+            f"{dataset.url} holds no pictures, and bits per dimension are of their 8-bit numbers; leave out --likelihood: a model of "
+            "points with a density has its nats among the scores"
+        )
     family.require_fitting(dataset.shape, dataset.url, dataset.split)
     device = next(family.parameters()).device
     measure = family.bound_in_bits_per_dim if bound else family.bits_per_dim

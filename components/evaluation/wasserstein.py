@@ -88,7 +88,8 @@ def w1_chart(rows: Sequence[Mapping[str, Any]]) -> tuple[Chart, ...]:
         Chart(
             title="W1 between samples and data",
             caption=f"The critic's estimate, and the exact one between samples and held-out rows, up to {ROWS:,} of each. Chance keeps the "
-            "exact one up. A critic that is steeper than 1 exaggerates: over its slope, its mean gradient norm, it does not.",
+            "exact one up. Held-out rows meet the averaged generator, where there is one, which the critic was not trained against. A "
+            "critic that is steeper than 1 exaggerates: over its slope, its mean gradient norm, it does not.",
             x_label="steps",
             y_label="W1",
             series=tuple(curves),

@@ -16,10 +16,10 @@ from components.config import Config
 from components.config import Config as AnyConfig
 from components.errors import UserError
 from components.families.contract import Batch, DataShape, Family, OptimizerConfig
-from components.families.images import LABEL, classes_in_turn, pixels, require_below
+from components.families.images import LABEL, classes_in_turn, known_labels, pixels
 from components.families.points import POINT, data_shape
 from components.functional.sliced import directions, sliced_w1
-from components.networks.adversarial import AdversarialNetworks, generator
+from components.networks.adversarial import AdversarialNetworks, Generator
 from components.training.context import Context
 from components.training.randomness import Draws
 
@@ -33,10 +33,10 @@ class AdversarialConfig(AdversarialNetworks):
 
 
 class AdversarialSampler(Config):
-    """How noise becomes samples. `raymill sample MODEL label=3 truncation=0.7`."""
+    """How noise becomes samples. `raymill sample MODEL label=3 temperature=0.7`."""
 
     label: int | None = Field(None, ge=0, description="class of every sample; None: each class in turn")
-    truncation: float = Field(1.0, gt=0, le=1, description="the noise is multiplied by it: below 1 less variety, fewer odd samples")
+    temperature: float = Field(1.0, gt=0, description="factor of the noise: below 1 less variety, fewer odd samples")
     batch_size: int = Field(256, gt=0, description="rows drawn at once; samples do not depend on it")
 
 
@@ -50,7 +50,7 @@ class Adversarial(Family):
 
     def __init__(self, config: AdversarialConfig) -> None:
         super().__init__(config)
-        self.generator = generator(config)
+        self.generator = Generator(config)
 
     @property
     def sample_shape(self) -> tuple[int, ...]:
@@ -78,12 +78,7 @@ class Adversarial(Family):
 
     def labels(self, batch: Batch) -> Tensor | None:
         """Classes (B,) int64, None without classes; raises UserError for one that the model does not know."""
-        if not self.config.num_classes:
-            return None
-        labels = batch[LABEL].long()
-        if labels.device.type == "cpu":  # elsewhere the look would wait for the device
-            require_below(labels, self.config.num_classes, LABEL, "num_classes")
-        return labels
+        return known_labels(batch, self.config.num_classes)
 
     def describe(self, batch: Batch, ctx: Context) -> dict[str, Tensor]:
         """Projections (B, 128) of the rows and of as many samples of their classes, for the sliced W1."""
@@ -110,7 +105,7 @@ class Adversarial(Family):
         """
         sampler = self.settled(sampler)
         device = next(self.generator.parameters()).device
-        z = sampler.truncation * Draws(seed, 0, "sample", first, device).normal("latent", (count, self.config.latent))
+        z = sampler.temperature * Draws(seed, 0, "sample", first, device).normal("latent", (count, self.config.latent))
         labels = self.sample_labels(count, sampler, first)
         samples = torch.empty(count, *self.sample_shape, device=device)
         with torch.inference_mode():

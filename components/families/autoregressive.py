@@ -1,7 +1,8 @@
 """Autoregressive models of pictures: exact likelihood, one pixel at a time, and pictures drawn or completed in the same order.
 
 Maximum likelihood of p(x) = prod_k p(x_k | x_1 ... x_{k-1}). The network says every pixel's distribution given the earlier ones in its
-order: FVSBN, NADE and MADE for binary pixels. For these a pixel is ink above `threshold`.
+order: FVSBN, NADE and MADE for binary pixels, where a pixel is ink above `threshold`; PixelCNN and Gated PixelCNN for grey values and
+colours too.
 `python -m pipelines.cli train autoregressive DATA model.network.kind=nade`.
 """
 
@@ -20,7 +21,7 @@ from components.config import Config
 from components.config import Config as AnyConfig
 from components.errors import UserError
 from components.families.contract import Batch, DataShape, Family, OptimizerConfig, Phase, PhaseOutput, Proof
-from components.families.images import IMAGE, LABEL, classes_in_turn, image_shape, require_below
+from components.families.images import IMAGE, LABEL, classes_in_turn, image_shape, known_labels, require_below
 from components.families.pixel_heads import HeadName, head_of
 from components.networks.autoregressive import AutoregressiveNetwork, OrderedConfig
 from components.networks.fvsbn import FVSBNConfig
@@ -129,6 +130,8 @@ class Autoregressive(Family):
             )
         if config.conditional and LABEL not in data.columns:
             raise UserError(f"conditional=true needs a column {LABEL!r}, the data set has {', '.join(data.columns)}; set conditional=false")
+        if config.conditional and not data.class_names:
+            raise UserError("conditional=true needs the names of the classes, which the data set does not have; set conditional=false")
         if isinstance(config.network, OrderedConfig):
             config.network.require_size((channels, height, width))
         found = {
@@ -141,7 +144,7 @@ class Autoregressive(Family):
     @torch.no_grad()
     def begin(self, rows: Batch) -> None:
         """Starts from the distribution of independent pixels, as the first rows show it; raises UserError when none of them has ink."""
-        values = self.head.values(rows[IMAGE])
+        values = self.head.values(rows[IMAGE].cpu())  # where they are looked at
         if self.config.head == "binary" and not values.any():
             raise UserError(
                 f"no pixel of the first {len(values)} pictures is above threshold={self.config.threshold}, the largest is "
@@ -195,7 +198,8 @@ class Autoregressive(Family):
         """Pictures (B, C, H, W) in [0, 1]: `images` uint8 (B, C, H, W) where `known`, bool (C, H, W) or (H, W), and the rest drawn.
 
         The rest is drawn from p(rest | known) where all that is known comes first in the network's order, such as upper rows; else each
-        pixel heeds only the pixels before it. Classes are `labels` (B,), else as for samples. Raises UserError for a mask of another shape.
+        pixel heeds only the pixels before it. Classes are `labels` (B,), else as for samples. Raises UserError for images, a
+        mask or labels of another shape, and for classes that the model does not know.
         """
         shape = self.sample_shape
         if tuple(known.shape) not in (shape, shape[1:]) or known.dtype != torch.bool:
@@ -206,6 +210,10 @@ class Autoregressive(Family):
             raise UserError("labels have no effect: the model was trained without classes; leave them out")
         if labels is None:
             labels = self.sample_labels(len(images), sampler, first)
+        elif len(labels) != len(images):
+            raise UserError(f"{len(labels)} labels for {len(images)} images; give one for each")
+        else:
+            require_below(labels, self.config.num_classes, LABEL, "num_classes")
         given = self.head.values(images.to(self._device))
         return self._drawn(len(images), seed, sampler, first, labels, given, known.to(self._device).expand(shape))
 
@@ -240,13 +248,7 @@ class Autoregressive(Family):
         return sampler
 
     def _labels(self, batch: Batch) -> Tensor | None:
-        """Classes (B,) int64, none without classes; raises UserError for one that the model does not know."""
-        if not self.config.num_classes:
-            return None
-        labels = batch[LABEL].long()
-        if labels.device.type == "cpu":  # elsewhere the look would wait for the device
-            require_below(labels, self.config.num_classes, LABEL, "num_classes")
-        return labels
+        return known_labels(batch, self.config.num_classes)
 
     @property
     def _device(self) -> torch.device:

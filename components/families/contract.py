@@ -101,6 +101,7 @@ class Family(nn.Module):
     recomputed: tuple[str, ...] = ()  # fnmatch patterns of module names for activation checkpointing
     kept: ClassVar[tuple[str, ...]] = ()  # adopted models that its model folder carries, since it is of no use without them
     mutable: ClassVar[tuple[str, ...]] = ()  # options that only change the loss, so that a run can change them on the way
+    asked: tuple[str, ...] = ()  # submodules of which a call is an evaluation, where they are other than what the phases train
     default_sampler: AnyConfig | None = None  # that was chosen for this trained model; it lies in its folder (`model_folder.py`)
     surveyed_rows: int = 0  # training rows that `begin` takes before the first step
     proof: ClassVar[Proof]

@@ -1,6 +1,7 @@
 """Normalizing flows: invertible networks whose likelihood is exact, of pictures or points.
 
-NICE (Dinh et al. 2015, arXiv 1410.8516), RealNVP (Dinh et al. 2017, arXiv 1605.08803), Glow (Kingma and Dhariwal 2018, arXiv 1807.03039).
+NICE (Dinh et al. 2015, arXiv 1410.8516), RealNVP (Dinh et al. 2017, arXiv 1605.08803), Glow (Kingma and Dhariwal 2018, arXiv 1807.03039),
+and a continuous flow (Grathwohl et al. 2019, arXiv 1810.01367).
 Pictures of 8 bits are spread over [0, 1] by uniform noise and taken to the whole line by a logit, which both count in the likelihood.
 `python -m pipelines.cli train flow DATA`.
 """
@@ -23,7 +24,7 @@ from components.families.images import IMAGE
 from components.families.points import POINT, data_shape
 from components.functional.ddim import slerp
 from components.networks.bijection import BijectionChain, Logit, draw_latents
-from components.networks.continuous_flow import ContinuousConfig
+from components.networks.continuous_flow import ContinuousConfig, ContinuousFlow
 from components.networks.glow import GlowConfig
 from components.networks.nice import NICEConfig
 from components.networks.realnvp import RealNVPConfig
@@ -96,6 +97,8 @@ class Flow(Family):
         start = BijectionChain(*([Logit(ALPHA if config.alpha is None else config.alpha)] if config.pictures else []))
         self.network = config.network.build(config.shape, start)
         self.recomputed = tuple(f"network.{pattern}" for pattern in self.network.recomputed)
+        if isinstance(self.network, ContinuousFlow):
+            self.asked = ("network.field",)
 
     @property
     def sample_shape(self) -> tuple[int, ...]:

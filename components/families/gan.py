@@ -25,7 +25,7 @@ from components.functional.adversarial import (
     r1_penalty,
     saturating_generator_loss,
 )
-from components.networks.adversarial import critic
+from components.networks.adversarial import Critic
 from components.training.context import Context
 
 Objective = Literal["non_saturating", "saturating", "hinge"]
@@ -79,7 +79,7 @@ class GAN(Adversarial):
 
     def __init__(self, config: GANConfig) -> None:
         super().__init__(config)
-        self.discriminator = critic(config)
+        self.discriminator = Critic(config)
         turns = config.critic_steps
         self.phases = (
             Phase("discriminator", ("discriminator",), optimizer=config.critic_optimizer),

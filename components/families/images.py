@@ -35,6 +35,16 @@ def classes_in_turn(count: int, first: int, num_classes: int, label: int | None 
     return torch.full((count,), label) if label is not None else (first + torch.arange(count)) % num_classes
 
 
+def known_labels(batch: Batch, num_classes: int) -> Tensor | None:
+    """Classes (B,) int64 of a model that knows `num_classes`, none if that is 0; raises UserError for one that it does not know."""
+    if not num_classes:
+        return None
+    labels = batch[LABEL].long()
+    if labels.device.type == "cpu":  # elsewhere the look would wait for the device
+        require_below(labels, num_classes, LABEL, "num_classes")
+    return labels
+
+
 def require_below(values: Tensor, bound: int, column: str, setting: str) -> None:
     """Raises UserError when a value is not in [0, `bound`), which the config calls `setting`."""
     low, high = values.aminmax()

@@ -50,7 +50,7 @@ class Head:
 
 
 class Binary(Head):
-    """Ink, 1, or none, 0: ink is above `threshold`; None: pictures hold only 0 and 1, or only 0 and 255. The parameter is a logit."""
+    """Ink, 1, or none, 0: ink is above `threshold`; None: a batch holds only 0 and 1, or only 0 and 255. The parameter is a logit."""
 
     parameters = 1
     eight_bit = False
@@ -62,6 +62,8 @@ class Binary(Head):
         if self.threshold is not None:
             return (images > self.threshold).float()
         ink = images > 0
+        if images.device.type != "cpu":  # the look would wait for the device; the first rows have been looked at before
+            return ink.float()
         most = images.max()
         strange = ink & ((images != most) | ((images != 1) & (images != 255)))
         if strange.any():

@@ -4,7 +4,8 @@
 
 Three ways keep the critic f Lipschitz: a penalty where the norm of its gradient is not 1 on lines between data and samples (Gulrajani et
 al. 2017, arXiv 1704.00028), a box for its weights (clipping), or spectral normalisation (Miyato et al. 2018, arXiv 1802.05957).
-Two phases: the critic's every step, the generator's every `critic_steps`. `python -m pipelines.cli train wgan DATA`.
+Two phases: the critic's every step, the generator's every `critic_steps`, throughout: the hundred critic steps before each of the first
+generator steps, by which the first paper's code begins, are left out. `python -m pipelines.cli train wgan DATA`.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from components.families.adversarial import Adversarial, AdversarialConfig
 from components.families.contract import Batch, OptimizerConfig, Phase, PhaseOutput, Proof
 from components.functional.adversarial import generator_loss
 from components.functional.lipschitz import clip_weights, gradient_norms, gradient_penalty, interpolated
-from components.networks.adversarial import critic
+from components.networks.adversarial import Critic
 from components.networks.spectral import critic_bound, iterate, normalise
 from components.report.findings import Chart
 from components.training.context import Context
@@ -40,7 +41,7 @@ class WGANConfig(AdversarialConfig):
 
     critic_steps: int = Field(5, ge=1, description="steps of the critic before each of the generator")
     critic_optimizer: OptimizerConfig | None = Field(
-        None, description="the critic's; none: RMSProp at 5e-5 with constraint=clip, else the same as the generator's"
+        None, description="the critic's; none: RMSProp at 5e-5 with constraint=clip, where momentum would not hold, else the generator's"
     )
     constraint: Constraint = Field("gradient_penalty", description="what keeps the critic Lipschitz")
     penalty_weight: float = Field(PENALTY_WEIGHT, gt=0, description="gradient_penalty: lambda")
@@ -80,7 +81,7 @@ class WGAN(Adversarial):
 
     def __init__(self, config: WGANConfig) -> None:
         super().__init__(config)
-        self.critic = critic(config)
+        self.critic = Critic(config)
         if config.constraint == "spectral":
             normalise(self.critic)
         turns = config.critic_steps

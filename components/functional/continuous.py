@@ -19,7 +19,7 @@ from components.functional.ode_samplers import State, VectorField
 Divergence = Literal["exact", "hutchinson"]
 # A time (), rows x (B, ...) and K tangents of each (K, B, ...) -> the velocity v (B, ...) and dv/dx times each tangent (K, B, ...).
 Field = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
-Solver = Callable[[VectorField, State, Tensor], State]  # a field, a state and the times (2,) of its start and end -> the state at the end
+Solver = Callable[[VectorField, State, float, float], State]  # a field, a state, its time and that of the end -> the state at the end
 
 
 @dataclass(frozen=True)
@@ -56,8 +56,7 @@ def carried(
 
     integrals = (len(probes) > 0) + 2 * penalties
     zeros = x.new_zeros(len(x))
-    times = torch.tensor([start, end], dtype=torch.float64, device=x.device)
-    found = solver(rate, (x, *[zeros] * integrals), times)
+    found = solver(rate, (x, *[zeros] * integrals), start, end)
     moved, *sums = (part.to(x.dtype) for part in found)
     log_det = sums.pop(0) if len(probes) else zeros
     kinetic, frobenius = sums if penalties else (zeros, zeros)

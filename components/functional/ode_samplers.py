@@ -7,8 +7,9 @@ The flow of a schedule that starts at a time above 0, where the noise grows as a
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import pairwise
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -31,6 +32,10 @@ FIRST_STEP = 0.01  # of the way, for the adaptive solver: left to itself it asks
 MAX_STEPS = 10_000  # of it, 6 evaluations each
 State = tuple[Tensor, ...]  # each with a row for every row of a batch
 VectorField = Callable[[Tensor, State], State]  # a time () and a state -> the state's rate of change
+
+
+class NoStepError(UserError):
+    """An adaptive solver that found no step small enough: the field is too steep, or not finite."""
 
 
 def ode(denoiser: Denoiser, x: Tensor, times: Tensor, *, method: Method = "heun") -> Tensor:
@@ -77,7 +82,8 @@ def solve(field: VectorField, state: State, times: Tensor, *, rtol: float, atol:
 
     Gradients go back through the steps; or, with the weights of the field given as `adjoint`, come from solving the adjoint equation, which
     keeps nothing of the way (Chen et al. 2018, arXiv 1806.07366, section 2). Its steps leave the error of the weights' gradients out of
-    account (Kidger et al. 2021, arXiv 2009.09457). Raises UserError for tolerances that are none and where no step is small enough.
+    account (Kidger et al. 2021, arXiv 2009.09457). Raises UserError for tolerances that are none, and
+    NoStepError where no step is small enough.
     """
     if not (rtol > 0 and atol > 0):
         raise UserError(f"rtol: {rtol:g}, atol: {atol:g}; tolerances above 0 are expected, such as 1e-5")
@@ -91,23 +97,41 @@ def solve(field: VectorField, state: State, times: Tensor, *, rtol: float, atol:
             path = odeint(field, start, times, rtol=rtol, atol=atol, method="dopri5", options=options)
         else:
             back = {"norm": "seminorm", "first_step": first, "step_t": times[:1], "max_num_steps": MAX_STEPS}
-            path = odeint_adjoint(
-                lambda t, state: tuple(part.double() for part in field(t, state)),
-                start,
-                times,
-                rtol=rtol,
-                atol=atol,
-                method="dopri5",
-                options=options,
-                adjoint_options=back,
-                adjoint_params=tuple(adjoint),
+            solver = partial(odeint_adjoint, method="dopri5", options=options, adjoint_options=back, adjoint_params=tuple(adjoint))
+            path = _Adjoint.apply(
+                lambda start: solver(lambda t, state: tuple(part.double() for part in field(t, state)), start, times, rtol=rtol, atol=atol),
+                len(start),
+                *start,
+                *adjoint,
             )
     except AssertionError as error:  # is how the solver gives up
         reason = str(error).split(":")[0]
-        raise UserError(
+        raise NoStepError(
             f"dopri5: no step was small enough ({reason}); raise rtol {rtol:g} and atol {atol:g}, if the model is finite"
         ) from error
     return tuple(part[-1] for part in path)
+
+
+class _Adjoint(torch.autograd.Function):
+    """A solve (state -> path) whose gradients are NaN where the adjoint equation has no solution.
+
+    An error in the backward pass of one worker would leave the others waiting for its gradients.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, solver: Callable[[State], State], parts: int, *tensors: Tensor) -> State:
+        with torch.enable_grad():
+            ctx.start = tuple(part.detach().requires_grad_() for part in tensors[:parts])
+            ctx.path, ctx.weights = solver(ctx.start), tensors[parts:]
+        return tuple(part.detach() for part in ctx.path)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        inputs = (*ctx.start, *ctx.weights)
+        try:
+            return None, None, *torch.autograd.grad(ctx.path, inputs, gradients, allow_unused=True)
+        except AssertionError:
+            return None, None, *(torch.full_like(each, float("nan")) for each in inputs)
 
 
 def _worst_row(errors: State) -> Tensor:

@@ -8,7 +8,7 @@ so that a penalty on the gradient of one row is about that row alone.
 A class enters the generator as an embedding beside the noise and the critic as a projection (Miyato and Koyama 2018, arXiv 1802.05637).
 
     networks = AdversarialNetworks(shape=(1, 28, 28), num_classes=10)
-    scores = critic(networks)(generator(networks)(z, labels), labels)
+    scores = Critic(networks)(Generator(networks)(z, labels), labels)
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from components.config import Config
 
 SLOPE = 0.2  # of the critic's leaky ReLUs
 SMALLEST = 8  # sides are halved while both are even and at least this long
+MOST_WIDER = 8  # times, however often a picture is halved: as in DCGAN for 64 x 64 pixels
 HIDDEN_LAYERS = 3  # of a perceptron
 
 
@@ -34,7 +35,7 @@ class AdversarialNetworks(Config):
     shape: tuple[int, ...] = Field((1, 28, 28), description="of one sample: (channels, height, width) of a picture, (numbers,) of a point")
     num_classes: int = Field(10, ge=0, description="0: no classes")
     latent: int = Field(64, gt=0, description="numbers of the noise that becomes one sample")
-    width: int = Field(64, gt=0, description="channels at the first halving, doubled at each further one; of points, of every layer")
+    width: int = Field(64, gt=0, description="channels at the first halving, doubled at the next three; of points, of every layer")
 
     @model_validator(mode="after")
     def _shape_fits(self) -> Self:
@@ -62,23 +63,13 @@ class AdversarialNetworks(Config):
     @property
     def widths(self) -> tuple[int, ...]:
         """Channels after each halving."""
-        return tuple(self.width * 2**level for level in range(self.halvings))
+        return tuple(self.width * min(2**level, MOST_WIDER) for level in range(self.halvings))
 
     @property
     def coarse(self) -> tuple[int, int]:
         """Height and width of a picture after all halvings."""
         _, height, width = self.shape
         return height >> self.halvings, width >> self.halvings
-
-
-def generator(networks: AdversarialNetworks) -> Generator:
-    """Called as (z (B, latent), labels (B,) int64 or None without classes) -> (B, *shape): pictures in [-1, 1], points as they come."""
-    return Generator(networks)
-
-
-def critic(networks: AdversarialNetworks) -> Critic:
-    """Called as (x (B, *shape), labels (B,) int64 or None without classes) -> scores (B,)."""
-    return Critic(networks)
 
 
 class Generator(nn.Module):
@@ -94,7 +85,7 @@ class Generator(nn.Module):
         self.squash = torch.tanh if n.is_picture else nn.Identity()
 
     def forward(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
-        """z (B, latent), labels (B,) -> (B, *shape)."""
+        """z (B, latent), labels (B,) int64, None without classes -> (B, *shape): pictures in [-1, 1], points as they come."""
         x = z if self.classes is None else torch.cat([z, self.classes(labels)], 1)
         return self.squash(self.out(self.blocks(x)))
 
@@ -117,7 +108,7 @@ class Critic(nn.Module):
             nn.init.zeros_(self.classes.weight)
 
     def forward(self, x: Tensor, labels: Tensor | None = None) -> Tensor:
-        """x (B, *shape), labels (B,) -> (B,)."""
+        """x (B, *shape), labels (B,) int64, None without classes -> scores (B,)."""
         x = self.blocks(x)
         features = x.permute(0, 2, 3, 1).flatten(1) if x.dim() == 4 else x  # as they lie in memory
         scores = self.out(features)[:, 0]

@@ -25,13 +25,24 @@ class AutoregressiveNetwork(nn.Module):
     """Pictures to P parameters of each of their numbers' distribution, given the numbers before it."""
 
     recomputed: tuple[str, ...] = ()  # patterns of modules for activation checkpointing
+    initialized: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("initialized", torch.zeros((), dtype=torch.bool))  # saved: a trained network must not begin anew
 
     def forward(self, x: Tensor, labels: Tensor | None = None, random: Draws | None = None) -> Tensor:
         """(B, C, H, W) and classes (B,) int64, where it knows some, to (B, P, C, H, W); `random` is given in training alone."""
         raise NotImplementedError
 
+    @torch.no_grad()
     def begin(self, parameters: Tensor) -> None:
         """Lets an untrained network say `parameters` (P, C, H, W), those of independent pixels, or what of them its biases can."""
+        if not self.initialized:
+            self._say(parameters)
+            self.initialized.fill_(True)
+
+    def _say(self, parameters: Tensor) -> None:
         raise NotImplementedError
 
     def draw(self, uniform: Tensor, labels: Tensor | None, given: Tensor | None, known: Tensor | None, pick: Pick) -> Tensor:
@@ -126,8 +137,7 @@ class DenseNetwork(AutoregressiveNetwork):
         logits = self.logits(x.flatten(1)[:, self.order], labels, random) + self.visible_bias(labels)
         return logits[:, self.place].view(len(x), 1, *self.shape)
 
-    @torch.no_grad()
-    def begin(self, parameters: Tensor) -> None:
+    def _say(self, parameters: Tensor) -> None:
         self.bias.copy_(parameters.flatten()[self.order])
 
     @torch.inference_mode()

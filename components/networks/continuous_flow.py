@@ -12,11 +12,12 @@ from typing import Literal, Self
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field, model_validator
+from pydantic import Field, PositiveInt, model_validator
 from torch import Tensor
 
 from components.config import Config
 from components.functional.continuous import Carried, Divergence, Solver, carried, coordinates, signs
+from components.functional.ode_samplers import NoStepError, State, VectorField, runge_kutta
 from components.networks.actnorm import ActNorm
 from components.networks.bijection import BijectionChain, FlowNetwork, Objective, prior_log_prob
 from components.networks.concatsquash import Activation, ConcatSquashField
@@ -30,7 +31,7 @@ class ContinuousConfig(Config):
     """The field, how it is solved in training and in evaluation, and what keeps it simple."""
 
     kind: Literal["continuous"] = "continuous"
-    widths: tuple[int, ...] = Field((64, 64, 64), min_length=1, description="of the field's hidden layers")
+    widths: tuple[PositiveInt, ...] = Field((64, 64, 64), min_length=1, description="of the field's hidden layers")
     activation: Activation = Field("tanh", description="smooth ones, since a solver needs derivatives")
     patch: int | None = Field(None, gt=0, description="pictures: patch x patch pixels become channels first; none: 2")
     divergence: Divergence | None = Field(None, description=f"of the field; none: exact up to {MOST_EXACT} numbers a row, else hutchinson")
@@ -94,12 +95,19 @@ class ContinuousFlow(FlowNetwork):
         log_prob = prior_log_prob(self.prior, found.x) + found.log_det
         c, dims = self.config, math.prod(self.shape)
         penalty = (c.kinetic * found.kinetic + c.frobenius * found.frobenius).mean() / dims
-        return Objective(log_prob, penalty, {"evaluations": torch.tensor(float(found.evaluations), device=x.device)})
+        return Objective(log_prob, penalty, {"evaluations": x.new_full((), found.evaluations)})
 
     def solved(self, x: Tensor, random: Draws | None = None, penalties: bool = False) -> Carried:
         """Rows x (B, *shape) at the end of their way, in patches, with their log-determinants from the data on."""
         x, before = self._prepared(x)
-        found = carried(self.field, x, self._probes(x, random), self._solver(), penalties=penalties)
+        probes = self._probes(x, random)
+        try:
+            found = carried(self.field, x, probes, self._solver(), penalties=penalties)
+        except NoStepError:
+            if not self._learns:
+                raise
+            # As any number that is not finite: all workers hear of it, and the run ends with its step and its last good checkpoint.
+            found = carried(self.field, x, probes, _not_a_number, penalties=penalties)
         return replace(found, log_det=before + found.log_det)
 
     def latents(self, x: Tensor) -> Tensor:
@@ -130,8 +138,12 @@ class ContinuousFlow(FlowNetwork):
             raise ValueError("divergence=hutchinson estimates the log-determinant with signs of random numbers; give random")
         return signs(random.uniform("probe", tuple(x.shape)).to(x.dtype))
 
+    @property
+    def _learns(self) -> bool:
+        return self.training and torch.is_grad_enabled()
+
     def _solver(self) -> Solver:
-        if not (self.training and torch.is_grad_enabled()):
+        if not self._learns:
             return (self.config.solver if self.training else self.config.test_solver).solver()
         adjoint = tuple(parameter for parameter in self.field.parameters() if parameter.requires_grad) if self.config.adjoint else None
         return self.config.solver.solver(adjoint)
@@ -141,3 +153,9 @@ class ContinuousFlow(FlowNetwork):
 
     def _merged(self, x: Tensor) -> Tensor:
         return F.pixel_shuffle(x, self.config.cut) if self.pictures else x
+
+
+def _not_a_number(field: VectorField, state: State, start: float, end: float) -> State:
+    """NaN that depends on all weights, whose gradients other workers wait for."""
+    times = torch.tensor([start, end], dtype=torch.float64, device=state[0].device)
+    return tuple(part * math.nan for part in runge_kutta(field, state, times, "euler"))

@@ -24,7 +24,7 @@ class MADEConfig(OrderedConfig):
     kind: Literal["made"] = "made"
     hidden: tuple[int, ...] = Field((1000,), min_length=1, description="units of each hidden layer")
     direct: bool = Field(True, description="connect outputs with earlier pixels directly, too")
-    masks: int = Field(1, gt=0, description="masks, of which each step draws one")
+    masks: int = Field(1, gt=0, description="masks, which steps take in turn")
     order_agnostic: bool = Field(False, description="each further mask has an order of its own, drawn by order_seed")
 
     @model_validator(mode="after")
@@ -100,8 +100,7 @@ class MADE(DenseNetwork):
         return [self.get_buffer(f"degrees_{mask}_{layer}") for layer in range(len(self.hidden) + 1)]
 
     def logits(self, x: Tensor, labels: Tensor | None, random: Draws | None) -> Tensor:
-        mask = int(torch.randint(self.masks, (), generator=random.shared("mask"))) if random is not None and self.masks > 1 else 0
-        return self.logits_of_mask(x, labels, mask)
+        return self.logits_of_mask(x, labels, random.step % self.masks if random is not None else 0)
 
     def parameters_of_mask(self, x: Tensor, labels: Tensor | None, mask: int) -> Tensor:
         """What `forward` gives with mask number `mask`, in the same order of pixels."""

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field
+from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 
 from components.networks.bijection import Bijection, BijectionChain, ChainFlow, ChainFlowConfig
@@ -18,7 +18,7 @@ from components.networks.bijection import Bijection, BijectionChain, ChainFlow, 
 class MultiScaleConfig(ChainFlowConfig):
     """Levels, and the size of the networks in their couplings. Points have one level and no squeeze."""
 
-    squeezes: tuple[int, ...] = Field(
+    squeezes: tuple[PositiveInt, ...] = Field(
         (4,), min_length=1, description="pictures: of each level, the side of the squares that become channels"
     )
     width: int = Field(64, gt=0, description="of the networks in the couplings")

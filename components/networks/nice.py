@@ -108,7 +108,7 @@ class Scaling(Bijection):
     @torch.no_grad()
     def initialize(self, x: Tensor) -> Tensor:
         if not self.initialized:
-            self.log_scale.copy_(-x.std(0, correction=0).clamp(min=1e-6).log())
+            self.log_scale.copy_(-x.double().std(0, correction=0).clamp(min=1e-6).log())
             self.initialized.fill_(True)
         return self(x)[0]
 

@@ -229,7 +229,9 @@ class PixelHead(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, features, H, W) -> (B, P, C, H, W)."""
-        y = self.outward(F.silu(self.inward(F.silu(x))))
+        y = F.silu(self.inward(F.silu(x)))
+        with torch.autocast(y.device.type, enabled=False):  # bfloat16 would move the mean of a grey value by half a level
+            y = self.outward(y.to(self.outward.bias.dtype))
         return y.unflatten(1, (self.colours, self.parameters_each)).transpose(1, 2)
 
     def place(self, x: Tensor, weights: tuple[Tensor, Tensor], colour: int) -> Tensor:
@@ -254,8 +256,7 @@ class RasterNetwork(AutoregressiveNetwork):
     first: GatedBlock | FirstLayer
     blocks: Chain
 
-    @torch.no_grad()
-    def begin(self, parameters: Tensor) -> None:
+    def _say(self, parameters: Tensor) -> None:
         """Takes the mean over all places, which share the last layer's biases."""
         self.head.outward.bias.copy_(parameters.mean((2, 3)).T.flatten())
 

@@ -23,6 +23,14 @@ class RealNVPConfig(MultiScaleConfig):
     kind: Literal["realnvp"] = "realnvp"
     couplings: int = Field(4, gt=1, description="of each level by checkerboard, and as many by channel; of points in all")
 
+    def require_shape(self, shape: tuple[int, ...]) -> None:
+        """Raises ValueError as the base, and for squares of an odd side, whose channels are no colours of one checkerboard."""
+        super().require_shape(shape)
+        if odd := [squeeze for squeeze in self.squeezes if squeeze > 1 and squeeze % 2 and len(shape) == 3]:
+            raise ValueError(
+                f"squeezes={list(self.squeezes)}: squares of side {odd[0]} have no checkerboard; choose even sides, or kind=glow"
+            )
+
     def build(self, shape: tuple[int, ...], start: BijectionChain) -> MultiScaleFlow:
         """The flow of rows (B, *shape), which `start` prepares."""
         return MultiScaleFlow(self, shape, start)

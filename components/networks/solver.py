@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Literal, Self
 
 import torch
@@ -39,15 +38,17 @@ class SolverConfig(Config):
 
     def solver(self, adjoint: tuple[Tensor, ...] | None = None) -> Solver:
         """The solver; with the field's weights as `adjoint`, gradients come from the adjoint equation."""
-        if self.method == "dopri5":
-            return partial(solve, rtol=self.rtol or TOLERANCE, atol=self.atol or TOLERANCE, adjoint=adjoint)
         method, steps = self.method, self.steps or STEPS
 
-        def fixed(field: VectorField, state: State, times: Tensor) -> State:
-            start, end = times.tolist()
-            return runge_kutta(field, state, torch.linspace(start, end, steps + 1, dtype=times.dtype, device=times.device), method)
+        def adaptive(field: VectorField, state: State, start: float, end: float) -> State:
+            times = torch.tensor([start, end], dtype=torch.float64)
+            return solve(field, state, times, rtol=self.rtol or TOLERANCE, atol=self.atol or TOLERANCE, adjoint=adjoint)
 
-        return fixed
+        def equal(field: VectorField, state: State, start: float, end: float) -> State:
+            times = torch.linspace(start, end, steps + 1, dtype=torch.float64, device=state[0].device)
+            return runge_kutta(field, state, times, method)  # type: ignore[arg-type]
+
+        return adaptive if method == "dopri5" else equal
 
     def settled(self) -> SolverConfig:
         """With nothing left open."""

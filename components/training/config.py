@@ -22,7 +22,9 @@ class TrainConfig(Config):
     final_lr_fraction: float = Field(0.0, ge=0, le=1, description="learning rate at the end of the cosine, as a fraction of its peak")
     clip_norm: float | None = Field(1.0, gt=0)
     precision: Literal["float32", "bfloat16"] = "float32"
-    ema_decay: float | None = Field(None, gt=0, lt=1, description="average of the weights, used to evaluate and to publish")
+    ema_decay: float | None = Field(
+        None, gt=0, lt=1, description="average of the weights by steps of the loop, used to evaluate and to publish"
+    )
     recompute: int = Field(0, ge=0, description="activation checkpointing: 0 off, k: segments of k blocks")
     log_every: int = Field(20, gt=0)
     checkpoint_every: int = Field(200, gt=0)

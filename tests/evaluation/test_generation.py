@@ -22,7 +22,9 @@ from components.evaluation.generation import Reference, Tally, features_of, scor
 from components.evaluation.reference_points import point_scores
 from components.families.classifier import Classifier, ClassifierConfig
 from components.families.contract import Family, OptimizerConfig, Phase
+from components.families.flow import Flow, FlowConfig, FlowSampler
 from components.families.model_folder import load_model
+from components.networks.continuous_flow import ContinuousFlow
 from components.training.config import TrainConfig
 from components.training.job import TrainingJob, execute
 from components.training.outlet import Outlet
@@ -163,6 +165,16 @@ def test_samples_are_drawn_in_parts_and_evaluations_counted(
     assert parts.evaluations == 2
     assert parts.images_per_second > 0
     assert not model.network._forward_pre_hooks
+
+
+def test_of_a_continuous_flow_what_its_field_is_asked_counts(judge: Classifier, reference: Reference) -> None:
+    network = {"kind": "continuous", "widths": (4,), "test_solver": {"rtol": 1e-2, "atol": 1e-2}}
+    model = Flow(FlowConfig.parse({"network": network}, "test")).eval()
+    calls: list[int] = []
+    assert isinstance(model.network, ContinuousFlow)
+    model.network.field.register_forward_hook(lambda *call: calls.append(1))
+    found = score_samples(model, judge, reference, 50, 0, FlowSampler(batch_size=50), shown=0)
+    assert found.evaluations == len(calls) > 1
 
 
 def test_what_cannot_be_scored_is_told(judge: Classifier, reference: Reference, data: Path) -> None:

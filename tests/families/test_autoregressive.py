@@ -149,6 +149,14 @@ def test_what_cannot_be_completed_is_told(values: dict[str, Tensor], message: st
         make(NETWORKS["fvsbn"]).complete(**(usual | values), seed=0, sampler=sampler())  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize(("labels", "message"), [([0, 1, 7], "holds 7, expected 0 to 2 for num_classes=3"), ([1], "1 labels for 3 images")])
+def test_classes_of_completions_are_looked_at(labels: list[int], message: str) -> None:
+    family = make(NETWORKS["fvsbn"], conditional=True, num_classes=3)
+    images, known = torch.zeros(3, *SHAPE, dtype=torch.uint8), torch.ones(2, 4, dtype=torch.bool)
+    with pytest.raises(UserError, match=message):
+        family.complete(images, known, 0, sampler(), labels=torch.tensor(labels))
+
+
 def train(family: Autoregressive, ink: Tensor, steps: int, lr: float) -> None:
     """On all rows at each step, with a falling learning rate: what maximum likelihood comes to, without noise of its own."""
     optimizer = torch.optim.Adam(family.parameters(), lr)
@@ -223,6 +231,21 @@ def test_pictures_without_any_ink_are_told_before_training() -> None:
     make(NETWORKS["fvsbn"], threshold=None).begin({"image": torch.ones(5, *SHAPE, dtype=torch.uint8)})
 
 
+@pytest.mark.parametrize(
+    "network", [NETWORKS["nade"], {"kind": "gated_pixelcnn", "width": 4, "blocks": 1, "hidden": 4}], ids=["nade", "pixelcnn"]
+)
+def test_a_start_keeps_its_biases(network: dict[str, Any]) -> None:
+    """A model that starts from a trained one does not begin anew from its own first rows."""
+    trained, fresh = (Autoregressive(AutoregressiveConfig.parse({"image_size": SHAPE[1:], "network": network}, "test")) for _ in range(2))
+    rows = {"image": pictures(all_pictures()[100:120])}
+    trained.begin(rows)
+    for parameter in trained.parameters():
+        parameter.data += 0.5
+    fresh.adopt("start", trained)
+    fresh.begin({"image": pictures(all_pictures()[:5])})
+    assert all(torch.equal(value, fresh.state_dict()[name]) for name, value in trained.state_dict().items())
+
+
 def test_fit_takes_shape_and_classes_from_the_data() -> None:
     fitted = Autoregressive.fit(AutoregressiveConfig(), shape_of())
     assert (fitted.shape, fitted.num_classes) == (SHAPE, 0)  # type: ignore[attr-defined]
@@ -232,6 +255,7 @@ def test_fit_takes_shape_and_classes_from_the_data() -> None:
 @pytest.mark.parametrize(
     ("options", "data", "message"),
     [
+        (["conditional=true"], shape_of().model_copy(update={"class_names": ()}), "conditional=true needs the names of the classes"),
         ([], shape_of(channels=3), "the pictures have 3 channels, and head=binary means one"),
         (["network.order=[1, 0, 2]"], shape_of(), "order has 3 numbers, pictures of 1 x 2 x 4 have 8 pixels"),
         (["conditional=true"], shape_of(labelled=False), "conditional=true needs a column 'label'"),

@@ -74,14 +74,15 @@ def test_data_that_do_not_fit(shape: tuple[int, ...], values: dict[str, Any], me
 
 
 def test_another_kind_of_network_begins_anew() -> None:
-    config = override(FlowConfig(), ["network.steps=3", "network.kind=nice", "network.layers=7"])
+    config = override(FlowConfig(), ["network.layers=7", "network.kind=nice"])  # in any order
     assert config == merge(FlowConfig(), {"network": {"kind": "nice", "layers": 7}}, "test")
     assert config.network.kind == "nice"
     assert override(config, ["network.kind=nice"]) == config
     with pytest.raises(UserError, match=r"command line: network.kind=nicee is not known; did you mean 'nice'\?"):
         override(FlowConfig(), ["network.kind=nicee"])
-    with pytest.raises(UserError, match=r"unknown key 'network.steps'"):
-        override(FlowConfig(), ["network.kind=nice", "network.steps=3"])
+    for options in (["network.kind=nice", "network.steps=3"], ["network.steps=3", "network.kind=nice"]):
+        with pytest.raises(UserError, match=r"unknown key 'network.steps'"):
+            override(FlowConfig(), options)
     with pytest.raises(UserError, match=r"file: unknown key 'network.layer'; did you mean 'layers'\?"):
         merge(FlowConfig(), {"network": {"kind": "nice", "layer": 7}}, "file")
     with pytest.raises(UserError, match=r"network.width=0 is not valid"):

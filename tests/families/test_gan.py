@@ -151,12 +151,12 @@ def test_classes_in_turn_or_one_of_them() -> None:
     assert family.evaluations(GAN.Sampler()) == 1
 
 
-def test_truncation_shrinks_the_noise() -> None:
+def test_temperature_scales_the_noise() -> None:
     family = make(POINTS).eval()
     z = Draws(6, 0, "sample", 0, CPU).normal("latent", (10, 5))
     with torch.no_grad():
         expected = family.generator(0.5 * z, torch.arange(10) % CLASSES)
-    torch.testing.assert_close(family.sample(10, 6, GAN.Sampler(truncation=0.5)), expected)
+    torch.testing.assert_close(family.sample(10, 6, GAN.Sampler(temperature=0.5)), expected)
 
 
 def test_the_sliced_distance_of_a_whole_data_set() -> None:

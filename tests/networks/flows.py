@@ -53,10 +53,10 @@ def layer(name: str) -> tuple[nn.Module, tuple[int, ...]]:
     return moved(make), shape
 
 
-def stack(name: str, **options: object) -> tuple[FlowNetwork, tuple[int, ...]]:
+def stack(name: str, seed: int = 1, **options: object) -> tuple[FlowNetwork, tuple[int, ...]]:
     config, shape = STACKS[name]
     start = BijectionChain(*([Logit(0.02)] if len(shape) == 3 else []))
-    return moved(lambda: config.model_copy(update=options).build(shape, start)), shape
+    return moved(lambda: config.model_copy(update=options).build(shape, start), seed), shape
 
 
 def rows(count: int, shape: tuple[int, ...], seed: int = 0) -> Tensor:
@@ -64,10 +64,10 @@ def rows(count: int, shape: tuple[int, ...], seed: int = 0) -> Tensor:
     return 0.02 + 0.96 * torch.rand(count, *shape, generator=torch.Generator().manual_seed(seed))
 
 
-def moved(make: Callable[[], M]) -> M:
-    """With weights that are equal each time, so that no layer is the identity."""
+def moved(make: Callable[[], M], seed: int = 1) -> M:
+    """With weights that are equal for equal seeds, so that no layer is the identity."""
     with torch.random.fork_rng():
-        torch.manual_seed(1)
+        torch.manual_seed(seed)
         module = make()
         for parameter in module.parameters():
             parameter.data += 0.2 * torch.randn_like(parameter)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from components.errors import UserError
-from components.networks.adversarial import AdversarialNetworks, critic, generator
+from components.networks.adversarial import AdversarialNetworks, Critic, Generator
 
 SHAPES = [(1, 28, 28), (3, 32, 32), (2, 24, 40), (1, 30, 44), (2,), (7,)]
 ROWS, CLASSES = 6, 3
@@ -38,9 +38,9 @@ def test_shapes(shape: tuple[int, ...], num_classes: int) -> None:
     (z, labels), classes = inputs((5,)), None
     if num_classes:
         classes = labels
-    samples = shaken(generator(sizes))(z, classes)
+    samples = shaken(Generator(sizes))(z, classes)
     assert samples.shape == (ROWS, *shape)
-    assert shaken(critic(sizes))(samples, classes).shape == (ROWS,)
+    assert shaken(Critic(sizes))(samples, classes).shape == (ROWS,)
     assert (samples.abs() <= 1).all() or not sizes.is_picture
 
 
@@ -56,7 +56,7 @@ def test_how_often_a_picture_is_halved(shape: tuple[int, int, int], halvings: in
 
 @pytest.mark.parametrize("shape", [(1, 28, 28), (2,)])
 def test_g5_a_generator_works_row_by_row_and_knows_the_class(shape: tuple[int, ...]) -> None:
-    model = shaken(generator(networks(shape)))
+    model = shaken(Generator(networks(shape)))
     z, labels = inputs((5,))
     samples, order = model(z, labels), torch.tensor([3, 5, 0, 1, 4, 2])
     torch.testing.assert_close(model(z[order], labels[order]), samples[order], rtol=0, atol=1e-6)
@@ -68,7 +68,7 @@ def test_g5_a_generator_works_row_by_row_and_knows_the_class(shape: tuple[int, .
 @pytest.mark.parametrize("shape", [(1, 28, 28), (2,)])
 def test_a_critic_works_row_by_row(shape: tuple[int, ...]) -> None:
     """A penalty on one row's gradient is then about that row alone."""
-    model = shaken(critic(networks(shape)))
+    model = shaken(Critic(networks(shape)))
     x, labels = inputs(shape)
     x.requires_grad_()
     (gradient,) = torch.autograd.grad(model(x, labels)[2], x)
@@ -79,7 +79,7 @@ def test_a_critic_works_row_by_row(shape: tuple[int, ...]) -> None:
 
 @pytest.mark.parametrize("shape", [(1, 28, 28), (2,)])
 def test_a_class_is_a_projection_of_the_features(shape: tuple[int, ...]) -> None:
-    model = shaken(critic(networks(shape)))
+    model = shaken(Critic(networks(shape)))
     x, labels = inputs(shape)
     features = model.blocks(x)
     features = features.permute(0, 2, 3, 1).flatten(1) if features.dim() == 4 else features

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import math
-from functools import partial
 
 import pytest
 import torch
@@ -15,7 +14,6 @@ from torch.nn.parallel import DistributedDataParallel
 from benchmarks.recompute import kept_bytes
 from components.errors import UserError
 from components.functional.continuous import carried, coordinates, signs
-from components.functional.ode_samplers import solve
 from components.networks.bijection import BijectionChain, Logit
 from components.networks.concatsquash import ConcatSquashField
 from components.networks.continuous_flow import ContinuousConfig, ContinuousFlow
@@ -58,7 +56,7 @@ def test_a_linear_field_is_its_matrix_exponential_and_trace() -> None:
         lambda t, x, tangents: (x @ matrix.T, tangents @ matrix.T),
         x,
         coordinates(x),
-        partial(solve, rtol=1e-10, atol=1e-10),
+        SolverConfig(rtol=1e-10, atol=1e-10).solver(),
         penalties=True,
     )
     torch.testing.assert_close(found.x, x @ torch.from_numpy(expm(matrix.numpy())).T, rtol=0, atol=1e-6)
@@ -124,7 +122,7 @@ def test_the_density_integrates_to_one() -> None:
 def test_halving_the_step_divides_the_error(method: str, factor: int) -> None:
     field, x = flow().field, normal(7, 2)
     none = x.new_empty(0, *x.shape)
-    exact = carried(field, x, none, partial(solve, rtol=1e-12, atol=1e-12)).x
+    exact = carried(field, x, none, SolverConfig(rtol=1e-12, atol=1e-12).solver()).x
     errors = []
     for steps in (16, 32):
         config = SolverConfig(method=method, steps=steps)

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn.utils.parametrizations import spectral_norm
 
-from components.networks.adversarial import AdversarialNetworks, Critic, critic
+from components.networks.adversarial import AdversarialNetworks, Critic
 from components.networks.spectral import critic_bound, iterate, normalise
 
 SHAPES = [((1, 8, 8), 0), ((1, 8, 8), 3), ((2,), 0), ((2,), 3)]
@@ -17,7 +17,7 @@ SHAPES = [((1, 8, 8), 0), ((1, 8, 8), 3), ((2,), 0), ((2,), 3)]
 
 def make(shape: tuple[int, ...] = (1, 8, 8), num_classes: int = 0) -> Critic:
     torch.manual_seed(0)
-    found = critic(AdversarialNetworks(shape=shape, num_classes=num_classes, width=6))
+    found = Critic(AdversarialNetworks(shape=shape, num_classes=num_classes, width=6))
     if found.classes is not None:
         nn.init.normal_(found.classes.weight)
     return found

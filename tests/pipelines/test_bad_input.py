@@ -67,6 +67,11 @@ def unlabelled(root: Path) -> None:
     assert main(["prepare", str(root / "plain.npz"), str(root / "unlabelled"), *LOCAL, "--json"]) == 0
 
 
+def prepare_pictures(root: Path, shape: tuple[int, ...]) -> None:
+    write_npz(root / "pictures.npz", image=images(shape))
+    assert main(["prepare", str(root / "pictures.npz"), str(root / "prepared"), *LOCAL, "--json"]) == 0
+
+
 NAMES = [
     Case("unknown command", ("trian",), ("'trian'", "Did you mean 'train'")),
     Case("unknown option", ("list", "--stroe", "x"), ("--stroe", "--store")),
@@ -101,6 +106,41 @@ VALUES = [
     Case("label out of range", ("sample", "prior", "label=10"), ("label=10", "0 to 9")),
     Case("top_k out of range", ("sample", "prior", "top_k=17"), ("top_k=17", "16 codes")),
     Case("more workers than rows", (*CLASSIFIER, "train.accumulate=9"), ("batch", "16")),
+]
+
+INK = ("train", "autoregressive", "{data}", *TRAIN)
+FLOW = ("train", "flow", "{data}", *TRAIN)
+
+DENSITIES = [
+    Case(
+        "grey values for ink",
+        (*INK, "model.network.kind=made", "model.threshold=null"),
+        ("threshold=null", "model.threshold=127"),
+    ),
+    Case(
+        "order of another length",
+        (*INK, "model.network.kind=nade", "model.network.order=[1,0,2]"),
+        ("order has 3 numbers", "784 pixels", "order=raster"),
+    ),
+    Case(
+        "colours for ink",
+        ("train", "autoregressive", "{root}/prepared", *TRAIN, "model.network.kind=fvsbn"),
+        ("3 channels", "head=binary"),
+        lambda root: prepare_pictures(root, (32, 3, 28, 28)),
+    ),
+    Case("squeeze that does not divide", (*FLOW, "model.network.squeezes=[8]"), ("squeezes=[8] cannot divide 28 x 28 pixels by 8",)),
+    Case(
+        "patch that does not divide",
+        (*FLOW, "model.network.kind=continuous", "model.network.patch=3"),
+        ("patch=3 does not divide 28 x 28",),
+    ),
+    Case("squeeze by nothing", (*FLOW, "model.network.squeezes=[0]"), ("squeezes", "greater than 0")),
+    Case(
+        "pictures that cannot be halved",
+        ("train", "gan", "{root}/prepared", *TRAIN),
+        ("27", "halved", "even height and width"),
+        lambda root: prepare_pictures(root, (32, 1, 27, 27)),
+    ),
 ]
 
 CONFIG_FILES = [
@@ -298,7 +338,7 @@ STORES = [
     Case("bucket without a name", ("list", "--store", "s3://"), ("s3://", "bucket")),
 ]
 
-TABLE = [*NAMES, *VALUES, *CONFIG_FILES, *SOURCES, *DATA_SETS, *MODELS, *STORES]
+TABLE = [*NAMES, *VALUES, *DENSITIES, *CONFIG_FILES, *SOURCES, *DATA_SETS, *MODELS, *STORES]
 
 
 def _refit(root: Path) -> None:

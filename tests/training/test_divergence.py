@@ -91,6 +91,21 @@ def test_a_run_without_a_checkpoint_says_so(values: dict[str, Any], gang: Gang) 
     assert all(each.endswith("; there is no checkpoint of the steps before it") for each in told)
 
 
+@pytest.mark.parametrize("adjoint", [False, True])
+def test_a_flow_that_cannot_be_solved_any_longer_is_named_alike(values: dict[str, Any], gang: Gang, adjoint: bool) -> None:
+    """No step of an adaptive solver is small enough for weights that are not finite: that has to end as any other number that is none."""
+    values["family"] = "flow"
+    values["model"] = {"network": {"kind": "continuous", "widths": (8,), "adjoint": adjoint}}
+    values["train"] |= {"optimizer": {"lr": 1e30}, "clip_norm": None, "steps": 8, "warmup_steps": 0}
+    told = message(values | {"run": f"{values['run']}/alone"})
+    assert "training stopped: at step" in told
+    assert "loss.flow" in told or "gradient_norm.flow" in told
+    assert "checkpoint" in told
+    first, second = gang.run(message, 2, values)
+    assert first == second
+    assert first.split(";")[0] == told.split(";")[0]
+
+
 def test_the_command_says_it_in_one_line(values: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     train = ("train.steps=20", "train.batch_size=48", "train.log_every=8", "train.checkpoint_every=3", "--workers", "0")
     with pytest.MonkeyPatch.context() as patch:
