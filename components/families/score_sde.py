@@ -70,9 +70,8 @@ class ScoreSDE(Denoising):
         improves=0.6,
     )
     proofs: ClassVar[Mapping[str, Proof]] = {
-        "ve": replace(
-            proof, model=proof.model | {"sde": "ve"}, improves=0.75
-        ),  # half of its times have too little noise to be told from detail
+        # half of the times of VE have too little noise to be told from detail
+        "ve": replace(proof, model=proof.model | {"sde": "ve"}, improves=0.75),
         "subvp": replace(proof, model=proof.model | {"sde": "subvp"}),
     }
 
