@@ -34,7 +34,7 @@ from components.training.loop import Trainer, train
 from components.training.outlet import Outlet
 
 ROUNDS = {1: 7, 64: 3}  # by batch
-DDIM = DenoisingSampler(sampler="ddim", steps=50, spacing="leading", clip=False)
+DDIM = DenoisingSampler(sampler="ddim", steps=50)
 TRAINING_ROUNDS, STEPS, WARM_STEPS, BATCH = 3, 20, 4, 64
 TOLERANCE = 1e-5  # of the largest number of a result
 Draw = Callable[[Tensor, Tensor], Tensor]  # noise (B, C, H, W) and labels (B,) to pictures
@@ -100,7 +100,8 @@ def peer(folder: Path, layout: torch.memory_format) -> Draw:
         x = start.contiguous(memory_format=layout)
         with torch.inference_mode():
             for level in scheduler.timesteps:
-                x = scheduler.step(model(x, level, labels, return_dict=False)[0], level, x, return_dict=False)[0]
+                said = model(x, level, labels, return_dict=False)[0]
+                x = scheduler.step(said, level, x, use_clipped_model_output=True, return_dict=False)[0]
         return x
 
     return draw

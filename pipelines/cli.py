@@ -20,6 +20,7 @@ from pipelines.evaluate_command import evaluate
 from pipelines.face_commands import faces
 from pipelines.job_commands import jobs, logs, stop, submit
 from pipelines.options import (
+    DEFAULT_WORKERS,
     AddressOption,
     ConfigOption,
     JsonOption,
@@ -104,7 +105,7 @@ def run(
     overrides: Overrides = None,
     preset: PresetOption = None,
     config: ConfigOption = None,
-    workers: WorkersOption = "2",
+    workers: WorkersOption = DEFAULT_WORKERS,
     store: StoreOption = "store",
     address: AddressOption = None,
     track: TrackOption = None,
@@ -178,7 +179,7 @@ def prepare(
     out: Annotated[str, typer.Argument(help="Folder or s3:// URL of the data set.")],
     overrides: Overrides = None,
     config: ConfigOption = None,
-    workers: WorkersOption = "2",
+    workers: WorkersOption = DEFAULT_WORKERS,
     address: AddressOption = None,
     json: JsonOption = False,
     verbose: VerboseOption = False,
@@ -213,7 +214,7 @@ def train(
     with_: Annotated[list[str] | None, typer.Option("--with", metavar="NAME=MODEL", help="A model that it builds on.")] = None,
     preset: PresetOption = None,
     config: ConfigOption = None,
-    workers: WorkersOption = "2",
+    workers: WorkersOption = DEFAULT_WORKERS,
     store: StoreOption = "store",
     address: AddressOption = None,
     track: TrackOption = None,

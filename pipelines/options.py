@@ -22,6 +22,7 @@ Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...",
 StoreOption = Annotated[str, typer.Option("--store", help="Folder or s3:// URL of the artifacts.", envvar="RAYMILL_STORE")]
 PresetOption = Annotated[str | None, typer.Option("--preset", help="quick, base or full.")]
 ConfigOption = Annotated[str | None, typer.Option("--config", help="YAML file of config values, laid over the preset.")]
+DEFAULT_WORKERS = "2"
 WorkersOption = Annotated[
     str,
     typer.Option(

@@ -27,6 +27,8 @@ class PairsConfig(Config):
     def _simulates_what_the_flow_learnt(self) -> Self:
         if self.sampler.label is not None:
             raise ValueError(f"sampler.label={self.sampler.label}: the flow is trained again on every class; leave it out")
+        if self.sampler.steps == 1:
+            raise ValueError("sampler.steps=1: one step does not follow the flow, and pairs of it teach nothing; give more, such as 10")
         if self.sampler.guidance != 1:
             raise ValueError(f"sampler.guidance={self.sampler.guidance}: the stages are compared without guidance; leave it out")
         return self

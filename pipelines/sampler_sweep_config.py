@@ -15,7 +15,7 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, SerializeAsAny, ValidationInfo, field_validator, model_validator
 
-from components.config import Config, differences, merge, override, read_yaml
+from components.config import Config, merge, override, read_yaml
 from components.errors import UserError, did_you_mean
 from components.evaluation.sampling import picture_shape
 from components.families.contract import Family
@@ -24,6 +24,7 @@ from components.sweep.search import grid_values, random_values
 from components.sweep.space import Space, Values, in_order
 from pipelines.sweep_config import CHECKED_DRAWS, Resources, assignments_of, parse_spaces, read_vary, show_values
 
+BATCH_SIZE = "batch_size"  # the option of samplers that samples do not depend on
 TRIALS = 16  # where none are asked for and there is no grid
 
 
@@ -103,7 +104,7 @@ def require_possible(config: SamplerSweepConfig, model: Family) -> None:
     for key in in_order(config.vary):
         if key not in known:
             raise UserError(f"vary: {config.family} has no sampler option {key!r}; {did_you_mean(key, known)}")
-        if key == "batch_size":
+        if key == BATCH_SIZE:
             raise UserError("vary batch_size: samples do not depend on it; leave it out")
     if config.search == "grid":
         drawn = grid_values(config.vary)
@@ -129,10 +130,9 @@ def sampler_of(config: SamplerSweepConfig, values: Values, origin: str = "trial"
 
 
 def evaluate_command(config: SamplerSweepConfig, values: Values, model: str, data: str, judge: str) -> str:
-    """The command line that draws and scores just these samples."""
-    sampler = family_class(config.family).Sampler
-    assert sampler is not None
-    options = assignments_of(differences(sampler().to_json(), sampler_of(config, values).to_json()))
+    """The command line that draws and scores just these samples, whatever is or will be written as the model's default: it names every
+    option that samples depend on."""
+    options = assignments_of({key: value for key, value in sampler_of(config, values).to_json().items() if key != BATCH_SIZE})
     flags = ["--judge", judge, "--samples", str(config.samples), "--seed", str(config.seed)]
     flags += ["--split", config.split] if config.split != "train" else []
     return shlex.join(["raymill", "evaluate", model, data, *flags, *options])

@@ -11,13 +11,27 @@ import typer
 
 from components import storage
 from components.errors import UserError
-from pipelines.options import AddressOption, ConfigOption, JsonOption, Overrides, StoreOption, VerboseOption, counted, watched
+from pipelines.options import (
+    DEFAULT_WORKERS,
+    AddressOption,
+    ConfigOption,
+    JsonOption,
+    Overrides,
+    StoreOption,
+    VerboseOption,
+    counted,
+    watched,
+)
 from pipelines.shell import Answer
 from pipelines.store import Store
 from pipelines.watching import Watched
 from pipelines.workers import Workers
 
-WORKERS = "Makes a data set of Arrow shards, with so many Ray workers; 0: in this process, without Ray."
+MOST_AT_ONCE = 10_000  # samples that one process draws into one file; more are a data set, whose shards a killed command keeps
+WORKERS = (
+    "Makes a data set of Arrow shards, with so many Ray workers; 0: in this process, without Ray. "
+    f"Above {MOST_AT_ONCE:,} samples: {DEFAULT_WORKERS} unless told otherwise."
+)
 STAGE = "sample"
 
 
@@ -34,7 +48,7 @@ def sample(
     json: JsonOption = False,
     verbose: VerboseOption = False,
 ) -> Answer:
-    """Draws samples from a model that generates: a picture to look at, and the numbers themselves; with --workers, as a data set.
+    """Draws samples from a model that generates: a picture to look at, and the numbers themselves; many, or with --workers, as a data set.
 
     The data set has the columns image (from a model of points: point) and label, and is drawn by all workers at once. A killed command
     goes on where it stopped, and the same with a larger --count draws only what is new. Its rows do not depend on the number of workers.
@@ -43,7 +57,8 @@ def sample(
     \b
     raymill sample prior --count 100 temperature=0.9 top_k=64
     raymill sample store/artifacts/prior-0123456789abcdef/model --seed 7 --out out/seven
-    raymill sample prior --count 100000 --out s3://bucket/samples --workers 4
+    raymill sample prior --count 100000 --out s3://bucket/samples
+    raymill sample prior --count 1000 --out data/drawn --workers 4
     """
     from components.families.model_folder import load_model
     from pipelines.settings import sampler_settings
@@ -53,6 +68,8 @@ def sample(
     loaded = load_model(place)
     sampler = sampler_settings(loaded, config, overrides or [])
     told = {"model": model, "count": count, "seed": seed}
+    if workers is None and count > MOST_AT_ONCE:
+        workers = DEFAULT_WORKERS
     if workers is None:
         from components.evaluation.sampling import write_samples
 

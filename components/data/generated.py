@@ -22,7 +22,7 @@ from components.data.columns import Column
 from components.data.index import FORMAT_VERSION, ShardEntry
 from components.data.write import shard_file, write_rows
 from components.errors import UserError
-from components.evaluation.sampling import makes_points, one_thread, picture_shape, to_images
+from components.evaluation.sampling import makes_points, one_thread, picture_shape, require_finite, to_images
 from components.families.contract import Family
 from components.families.images import IMAGE, IMAGE_FLOAT, NOISE
 from components.families.points import POINT
@@ -89,7 +89,10 @@ def columns_of(family: Family, sampler: Config, pairs: bool) -> dict[str, Column
 
 
 def write_samples_shard(family: Family, spec: SampleSpec, out: str) -> ShardEntry:
-    """Draws the rows of one shard, on the device that the family is on, and writes it below `out`."""
+    """Draws the rows of one shard, on the device that the family is on, and writes it below `out`.
+
+    Raises UserError for samples that are not finite.
+    """
     with one_thread():
         blocks = list(_blocks(family, spec))
     rows = {name: np.concatenate([block[name] for block in blocks]) for name in blocks[0]}
@@ -123,10 +126,10 @@ def _blocks(family: Family, spec: SampleSpec) -> Iterator[Rows]:
 def _draw(family: Family, generation: Generation, sampler: Config, first: int, count: int) -> Rows:
     if generation.pairs:
         noise, data = family.sample_pairs(count, generation.seed, sampler, first)
-        rows = {NOISE: noise, IMAGE_FLOAT: data, IMAGE: to_images(family, data.add(1).div(2))}
+        rows = {NOISE: noise, IMAGE_FLOAT: data, IMAGE: to_images(family, data.add(1).div(2), first)}
     else:
         samples = family.sample(count, generation.seed, sampler, first)
-        rows = {POINT: samples.float()} if makes_points(family) else {IMAGE: to_images(family, samples)}
+        rows = {POINT: require_finite(samples, first).float()} if makes_points(family) else {IMAGE: to_images(family, samples, first)}
     labels = family.sample_labels(count, sampler, first)
     if labels is not None:
         rows[LABEL] = labels

@@ -20,12 +20,26 @@ COLUMNS = 10
 SHEET = "samples.png"
 
 
-def to_images(family: Family, samples: Tensor) -> Tensor:
-    """Samples of `family` as uint8 images (N, C, H, W): decoded where it has a decoder, else taken as values in [0, 1]."""
+def to_images(family: Family, samples: Tensor, first: int = 0) -> Tensor:
+    """Samples `first` and on of `family` as uint8 images (N, C, H, W): decoded where it has a decoder, else taken as values in [0, 1].
+
+    Raises UserError where they are not finite, which as bytes would look like a black picture.
+    """
     decode = getattr(family, "decode", None)
-    images = decode(samples) if decode is not None else samples
+    images = require_finite(decode(samples) if decode is not None else samples, first)
     assert images.dim() == 4, f"{type(family).__name__} gives samples of shape {tuple(images.shape)}, which are no pictures"
     return (images.clamp(0, 1) * 255).round().to(torch.uint8).cpu()
+
+
+def require_finite(samples: Tensor, first: int = 0) -> Tensor:
+    """The same samples (N, ...); raises UserError naming the first that is not finite, counted from `first`."""
+    finite = samples.isfinite().flatten(1).all(1).cpu()
+    if not finite.all():
+        raise UserError(
+            f"sample {first + int((~finite).nonzero()[0])} is not finite: this sampler leaves the numbers; take more steps, less guidance "
+            "or another sampler, or another checkpoint if the model's weights are to blame"
+        )
+    return samples
 
 
 def makes_points(family: Family) -> bool:
@@ -49,13 +63,13 @@ def picture_shape(family: Family) -> tuple[int, int, int]:
 def write_samples(family: Family, count: int, seed: int, sampler: Config, url: str) -> list[str]:
     """Draws `count` samples into `samples.png` and `samples.safetensors` (tensors `samples` and `images`); returns their URLs.
 
-    Points have the tensor `samples` alone, and a picture where they are of the plane. Raises UserError when the family does not generate,
-    or has no way to pictures.
+    Points have the tensor `samples` alone, and a picture where they are of the plane. Raises UserError, with nothing written, when the
+    family does not generate, has no way to pictures, or makes samples that are not finite.
     """
     samples = family.sample(count, seed, sampler)
     tensors, numbers = {"samples": samples.cpu().contiguous()}, storage.join(url, "samples.safetensors")
     if makes_points(family):
-        sheets = write_scatter(samples, family.sample_labels(count, sampler), url)
+        sheets = write_scatter(require_finite(samples), family.sample_labels(count, sampler), url)
     else:
         tensors["images"] = to_images(family, samples).contiguous()
         sheets = [write_sheet(tensors["images"], url)]

@@ -96,7 +96,12 @@ class Denoising(Family):
 
     def predict(self, x: Tensor, t: Tensor, labels: Tensor | None, random: Draws | None = None) -> Tensor:
         """The prediction (B, C, H, W) float32 for x at times t (B,), or () for all, and `labels` (B,) int64 where there are classes."""
-        return self.network(x, self.network_steps(t).to(x.device, torch.float32), labels, random).float()
+        steps = self.network_steps(t)
+        if steps.dim() == 0 and steps.device.type == "cpu":  # of a sampler: filled in on the device, which nobody waits for
+            told = torch.full((), steps.item(), dtype=torch.float32, device=x.device)
+        else:
+            told = steps.to(x.device, torch.float32)
+        return self.network(x, told, labels, random).float()
 
     @property
     def sample_shape(self) -> tuple[int, int, int]:
@@ -171,7 +176,7 @@ class Denoising(Family):
         none = torch.full_like(labels, self.config.num_classes) if labels is not None else None
         if none is None and self.config.num_classes and not self.config.condition_dropout:
             raise UserError("the model was trained with classes alone, condition_dropout being 0; give labels")
-        if labels is None and guidance != 1:
+        if labels is None and guidance not in (0, 1):
             raise UserError(f"guidance={guidance:g} leads towards a class; give labels, or guidance=1")
 
         def model(x: Tensor, t: Tensor) -> Tensor:
@@ -238,9 +243,9 @@ class Denoising(Family):
         Of the classes `labels` (B,), else of the one that `sampler` names, else of none.
         """
         settled, times = self._times(sampler)
-        denoiser = self.denoiser(_classes(start, labels, settled), settled.guidance, bool(settled.clip))
+        denoiser = self.denoiser(self._classes(len(start), labels, settled), settled.guidance, bool(settled.clip))
         with torch.inference_mode():
-            return method_of(settled).run(denoiser, start * self._spread, times, noise or _no_noise, settled)
+            return method_of(settled).run(denoiser, start.to(self._device) * self._spread, times, noise or _no_noise, settled)
 
     def encode(self, images: Tensor, sampler: AnyConfig, labels: Tensor | None = None) -> Tensor:
         """The noise (B, C, H, W) from which `from_noise`, with clip=false, comes back to images (B, C, H, W) in [0, 1]; classes as there.
@@ -255,7 +260,7 @@ class Denoising(Family):
             raise UserError(
                 f"sampler={settled.sampler} eta={settled.eta:g} cannot be walked from data to noise; choose, with eta=0, one of {fitting}"
             )
-        denoiser = self.denoiser(_classes(images, labels, settled), settled.guidance, clip=bool(sampler.clip))
+        denoiser = self.denoiser(self._classes(len(images), labels, settled), settled.guidance, clip=bool(sampler.clip))
         with torch.inference_mode():
             return back(denoiser, 2 * images.to(self._device) - 1, times, settled) / self._spread
 
@@ -287,8 +292,7 @@ class Denoising(Family):
             rows = slice(low, min(count, low + settled.batch_size))
             noise = noise_by_row(seed, first + low, self._device)
             start = noise(torch.empty(rows.stop - low, *self.sample_shape))
-            classes = labels[rows].to(self._device) if labels is not None else None
-            yield rows, start, self.from_noise(start, sampler, classes, noise)
+            yield rows, start, self.from_noise(start, sampler, labels[rows] if labels is not None else None, noise)
 
     def _times(self, sampler: AnyConfig) -> tuple[DenoisingSampler, Tensor]:
         """The settled sampler, and the times at which it stops."""
@@ -296,6 +300,12 @@ class Denoising(Family):
         if settled.spacing is None or settled.steps is None:
             return settled, torch.tensor([1.0, 0.0], dtype=torch.float64)
         return settled, times_of(self.schedule, settled.spacing, settled.steps)
+
+    def _classes(self, count: int, labels: Tensor | None, sampler: DenoisingSampler) -> Tensor | None:
+        """Of `count` rows, on the model's device: `labels`, else the one that the sampler names, else none."""
+        if labels is None and sampler.label is not None:
+            return torch.full((count,), sampler.label, device=self._device)
+        return labels.to(self._device) if labels is not None else None
 
     @property
     def _spread(self) -> float:
@@ -306,12 +316,6 @@ class Denoising(Family):
     @property
     def _device(self) -> torch.device:
         return next(self.network.parameters()).device
-
-
-def _classes(rows: Tensor, labels: Tensor | None, sampler: DenoisingSampler) -> Tensor | None:
-    if labels is None and sampler.label is not None:
-        return torch.full((len(rows),), sampler.label, device=rows.device)
-    return labels
 
 
 def _no_noise(like: Tensor) -> Tensor:

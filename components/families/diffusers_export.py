@@ -51,8 +51,11 @@ def write_diffusers(network: UNet, scheduler: dict[str, Any] | None, folder: Pat
         _write(folder / "model_index.json", {"_class_name": _PIPELINES[name], **parts})
 
 
-def ddim_scheduler(schedule: Discrete, prediction: Prediction, spacing: str = "leading") -> dict[str, Any]:
-    """`DDIMScheduler` of the same noise levels, which are what the network is told; predicted data is not clipped.
+def ddim_scheduler(schedule: Discrete, prediction: Prediction) -> dict[str, Any]:
+    """`DDIMScheduler` of the same noise levels, which are what the network is told, set as our `ddim` is unless told otherwise.
+
+    Predicted data are clipped; that the noise is computed again from them, as ours is, is an argument of its `step` and of `DDIMPipeline`:
+    `use_clipped_model_output=True`. Its steps are ours where their number divides that of the levels.
 
     Raises UserError for a prediction that it does not know.
     """
@@ -63,8 +66,9 @@ def ddim_scheduler(schedule: Discrete, prediction: Prediction, spacing: str = "l
         "num_train_timesteps": schedule.levels,
         "trained_betas": schedule.betas.tolist(),
         "prediction_type": _PREDICTIONS[prediction],
-        "timestep_spacing": spacing,
-        "clip_sample": False,
+        "timestep_spacing": "trailing",
+        "clip_sample": True,
+        "clip_sample_range": 1.0,
         "set_alpha_to_one": True,
         "steps_offset": 0,
     }

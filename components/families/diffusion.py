@@ -28,7 +28,10 @@ class DiffusionConfig(DenoisingConfig):
 
     levels: int = Field(1000, ge=4, description="T")
     noise_schedule: Literal["linear", "cosine"] = "cosine"
-    prediction: Literal["eps", "x0", "v"] = "eps"
+    prediction: Literal["eps", "x0", "v"] = Field(
+        "eps",
+        description="with cosine levels, where next to nothing of the data is left at the end, v: unclipped samplers magnify errors of eps",
+    )
     loss_weight: Literal["simple", "min_snr"] = Field("simple", description="all levels alike, or by signal to noise up to snr_cap")
     snr_cap: float = Field(5.0, gt=0, description="gamma of min_snr")
 

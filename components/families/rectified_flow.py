@@ -8,9 +8,10 @@ noise to data alone. Time runs from data at 0 to noise at 1, in the paper the ot
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal, Self
+from typing import ClassVar, Literal, Self
 
 import torch
 from pydantic import Field, model_validator
@@ -64,6 +65,7 @@ class RectifiedFlow(Denoising):
         steps=80,
         improves=0.6,
     )
+    proofs: ClassVar[Mapping[str, Proof]] = {"transport": replace(proof, model=proof.model | {"transport": True})}
 
     def __init__(self, config: RectifiedFlowConfig) -> None:
         super().__init__(config)

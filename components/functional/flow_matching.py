@@ -13,6 +13,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from components.functional.predictions import Denoiser
+from components.functional.timesteps import checked
 
 
 def logit_normal_times(uniform: Tensor, mean: float = 0.0, std: float = 1.0) -> Tensor:
@@ -48,7 +49,9 @@ def straightness(denoiser: Denoiser, noise: Tensor, times: Tensor) -> Tensor:
     """S = int ||(Z_1 - Z_0) - v(Z_t, t)||^2 dt of the paths that begin at `noise` (B, ...): (B,) float64, 0 for straight paths.
 
     By Euler steps over `times` (n + 1,), falling from 1 to 0: what the integral comes to is how much the n velocities of a path vary.
+    Raises UserError for times that do not fall strictly within [0, 1].
     """
+    times = checked(times)
     x, steps = noise, (times[:-1] - times[1:]).tolist()
     velocities = []
     for t, step in zip(times[:-1], steps, strict=True):

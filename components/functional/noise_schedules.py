@@ -49,6 +49,20 @@ class Schedule(ABC):
         return 2 * sigma * self.sigma_rate(t) - 2 * self.drift(t) * sigma.square()
 
 
+class Table:
+    """Numbers that are copied to a device once: a copy in each step would make the host wait for the device."""
+
+    def __init__(self, values: Tensor) -> None:
+        self._copies = {values.device: values}
+
+    def on(self, device: torch.device) -> Tensor:
+        """The numbers on `device`, the same tensor every time."""
+        if device not in self._copies:
+            with torch.inference_mode(False):  # what sampling asks for first, training may use
+                self._copies[device] = next(iter(self._copies.values())).to(device)
+        return self._copies[device]
+
+
 class Discrete(Schedule):
     """DDPM's T noise levels beta_1 ... beta_T: level i, counted from 0 as networks count them, is at t = (i + 1) / T, clean data at 0.
 
@@ -60,7 +74,8 @@ class Discrete(Schedule):
         assert ((betas > 0) & (betas < 1)).all(), "every beta lies between 0 and 1"
         self.betas = betas.double()
         self.start = 1 / len(betas)
-        self._log_alphas = torch.cat([betas.new_zeros(1).double(), torch.log1p(-self.betas).cumsum(0) / 2])
+        log_alphas = torch.cat([betas.new_zeros(1).double(), torch.log1p(-self.betas).cumsum(0) / 2])
+        self._log_alphas, self._slopes = Table(log_alphas), Table(log_alphas.diff() * len(betas))
 
     @property
     def levels(self) -> int:
@@ -90,13 +105,13 @@ class Discrete(Schedule):
     def _log_alpha(self, t: Tensor) -> Tensor:
         place = t.double() * self.levels
         below = place.long().clamp(0, self.levels - 1)
-        table = self._log_alphas.to(t.device)
+        table = self._log_alphas.on(t.device)
         return torch.lerp(table[below], table[below + 1], place - below)
 
     def _slope(self, t: Tensor) -> Tensor:
         """Of the interval that ends at t; (i + 1) / T is rounded, and may lie a little above its level."""
         below = (t.double() * self.levels - 1e-9).ceil().long().clamp(1, self.levels) - 1
-        return self._log_alphas.to(t.device).diff()[below] * self.levels
+        return self._slopes.on(t.device)[below]
 
 
 def linear_betas(levels: int = 1000) -> Tensor:

@@ -148,7 +148,7 @@ def _moved(state: State, step: Tensor, weights: Sequence[float], slopes: list[St
 
 def _flow_times(denoiser: Denoiser, times: Tensor) -> tuple[Tensor, bool]:
     """The times between which the flow is followed, and whether the data are predicted at its end."""
-    rises = len(times) > 1 and bool(times[-1] > times[0])
+    rises = times.dim() == 1 and len(times) > 1 and bool(times[-1] > times[0])
     times = checked(times.flip(0)).flip(0) if rises else checked(times)
     start = denoiser.schedule.start
     return times.clamp(min=start).unique_consecutive(), not rises and bool(times[-1] < start)

@@ -28,9 +28,8 @@ class Coefficients:
 
     @classmethod
     def at(cls, schedule: Schedule, t: Tensor, x: Tensor) -> Coefficients:
-        """For x (B, ...) and t (B,) or (), in the type and on the device of x."""
-        shape, device, dtype = t.shape + (1,) * (x.dim() - 1) if t.dim() else (), x.device, x.dtype
-        return cls(schedule, t, lambda value: value.to(device, dtype).reshape(shape))
+        """For x (B, ...) and t (B,) or (), in the type of x."""
+        return cls(schedule, t, lambda value: beside(value, x))
 
     @cached_property
     def alpha(self) -> Tensor:
@@ -47,6 +46,16 @@ class Coefficients:
     @cached_property
     def sigma_rate(self) -> Tensor:
         return self._shaped(self._schedule.sigma_rate(self._t))
+
+
+def beside(values: Tensor, x: Tensor) -> Tensor:
+    """`values` () or (B,), one for each row of x (B, ...), in its type and shaped to multiply it.
+
+    On the device of x; but a single number on the host stays there, where arithmetic takes it from without any copy.
+    """
+    if values.dim() == 0 and values.device.type == "cpu":
+        return values.to(x.dtype)
+    return values.to(x).reshape(values.shape + (1,) * (x.dim() - 1) if values.dim() else ())
 
 
 def noised(x0: Tensor, eps: Tensor, at: Coefficients) -> Tensor:

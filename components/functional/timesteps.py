@@ -26,9 +26,10 @@ BISECTIONS = 60  # halvings of [0, 1]: below the spacing of float64
 def times_of(schedule: Schedule, spacing: Spacing, steps: int) -> Tensor:
     """Times (steps + 1,) float64 that fall to 0 in `steps` steps. A discrete schedule's `quadratic` chooses among its levels.
 
-    Raises UserError for a spacing of levels where the schedule has none, for more steps than levels, and for `karras` where alpha is 0 at
-    time 1.
+    Raises UserError for a spacing of levels where the schedule has none, for more steps than levels with any spacing, since a network knows
+    nothing between its levels, and for `karras` where alpha is 0 at time 1.
     """
+    _check_steps(steps, schedule.levels if isinstance(schedule, Discrete) else None)
     if isinstance(schedule, Discrete) and spacing in LEVEL_SPACINGS:
         return times_of_levels(schedule, LEVEL_SPACINGS[spacing](schedule.levels, steps))
     if spacing not in TIME_SPACINGS:
@@ -125,7 +126,10 @@ def checked(times: Tensor) -> Tensor:
     rises = (times.diff() >= 0).nonzero()
     if len(rises):
         place = int(rises[0])
-        raise UserError(f"times: {times[place]:g} is followed by {times[place + 1]:g}; the list must fall strictly, from noise to data")
+        raise UserError(
+            f"times: {times[place]:g} is followed by {times[place + 1]:g}; the list must fall strictly, from noise to data; "
+            "sort them downwards, each once"
+        )
     return times
 
 

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from benchmarks.chaos.processes import descendants
-from clusters.generate import generate
+from clusters.generate import Sampling, generate
 from clusters.session import ray_cluster
 from components import storage
 from components.config import Config
@@ -31,6 +31,7 @@ from components.families.diffusion import Diffusion
 from components.families.model_folder import load_model, save_model
 from components.families.prior import Prior, PriorSampler
 from components.families.vqvae import TINY, VQVAE
+from pipelines import sampling_command
 from pipelines.cli import main
 from tests.s3 import S3Server
 
@@ -113,10 +114,13 @@ def rows_of(url: Path | str) -> dict[str, np.ndarray]:
 @pytest.mark.usefixtures("cluster")
 def test_any_number_of_workers_gives_the_same_bytes(diffusion: str, tmp_path: Path) -> None:
     progress: list[tuple[int, int]] = []
-    alone = draw(diffusion, tmp_path / "0", pairs=True)
+    noisy = DDIM.model_copy(update={"eta": 1.0})  # noise at the start and on the way
+    alone = draw(diffusion, tmp_path / "0", sampler=noisy, pairs=True)
     for workers in (1, 3):  # more than the cluster holds: they wait for room that others might leave
         out = tmp_path / str(workers)
-        assert draw(diffusion, out, workers=workers, pairs=True, on_progress=lambda *numbers: progress.append(numbers)) == alone
+        assert (
+            draw(diffusion, out, sampler=noisy, workers=workers, pairs=True, on_progress=lambda *numbers: progress.append(numbers)) == alone
+        )
         assert content(out) == content(tmp_path / "0")
     assert [shards for _, shards in progress] == [*range(5)] * 2
     assert progress[-1] == (COUNT, 4)
@@ -333,3 +337,42 @@ def test_the_command(diffusion: str, tmp_path: Path, capsys: pytest.CaptureFixtu
     assert main(["sample", diffusion, "--address", "h:1"]) == 2
     assert "--address h:1 has no effect without --workers" in capsys.readouterr().err
     assert not (tmp_path / "samples").exists()
+
+
+def test_many_samples_are_a_data_set_without_being_told(
+    diffusion: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sampling_command, "MOST_AT_ONCE", 20)
+    monkeypatch.setattr(sampling_command, "DEFAULT_WORKERS", "0")
+    words = ["sample", diffusion, "sampler=ddim", "steps=3", "--out"]
+    assert main([*words, str(tmp_path / "few"), "--count", "20"]) == 0
+    assert sorted(content(tmp_path / "few")) == ["samples.png", "samples.safetensors"]
+    assert main([*words, str(tmp_path / "many"), "--count", "21"]) == 0
+    assert f"{tmp_path / 'many'}: 21 train rows, 1 shard" in capsys.readouterr().out
+    assert len(rows_of(tmp_path / "many")["image"]) == 21
+
+
+@pytest.mark.parametrize("options", [[], ["--workers", "0"]])
+def test_samples_that_are_no_numbers_are_told_and_none_are_left(
+    options: list[str], diffusion: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    family = load_model(diffusion)
+    with torch.no_grad():
+        next(family.parameters()).fill_(torch.nan)
+    save_model(family, str(tmp_path / "broken"))
+    assert main(["sample", str(tmp_path / "broken"), "sampler=ddim", "steps=2", "--out", str(tmp_path / "out"), *options]) == 2
+    out, err = capsys.readouterr()
+    assert "sample 0 is not finite" in err
+    assert (out, err.count("\n")) == ("", 1)
+    assert {name for name in storage.list_files(str(tmp_path / "out")) if not name.startswith("generation")} == set()
+
+
+def test_a_worker_loads_the_model_once(diffusion: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    loads: list[str] = []
+    monkeypatch.setattr("clusters.generate.load_model", lambda url: (loads.append(url), load_model(url))[1])
+    draw(diffusion, tmp_path / "out")
+    generation = generated.Generation.parse(storage.read_json(str(tmp_path / "out" / "generation.json")), "test")
+    worker, before = Sampling(diffusion), len(loads)
+    for spec in generated.cut(generation, COUNT):
+        worker({"spec": spec.model_dump_json(), "out": str(tmp_path / "out"), "stop": str(tmp_path / "stop")})
+    assert len(loads) == before + 1

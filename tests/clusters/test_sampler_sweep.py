@@ -8,14 +8,18 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
+import torch
 
 from benchmarks.chaos.processes import descendants
+from clusters import sampler_sweep
 from clusters.session import ray_cluster
+from components.evaluation.generation import Reference
+from components.sweep.sampling import Bench, SamplingJob, SamplingOutcome
 from pipelines.cli import main
 from tests.pipelines.world import add_generators, build
 
@@ -69,6 +73,25 @@ def test_two_workers_find_what_this_process_finds(search: str, cluster: None, wo
     assert here["best"]["number"] == there["best"]["number"]
     pictures = [(Path(place) / "samples.png").read_bytes() for place in (world / f"there-{search}", here["url"])]
     assert pictures[0] == pictures[1]
+
+
+def test_a_worker_loads_model_and_judge_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Counted(Bench):
+        loads = 0
+
+        @classmethod
+        def load(cls, job: SamplingJob, reference: Reference, device: torch.device) -> Bench:
+            Counted.loads += 1
+            return cls(job, cast(Any, None), cast(Any, None), reference)
+
+        def run(self, sampler: Mapping[str, Any]) -> SamplingOutcome:
+            return SamplingOutcome(state="finished", seconds=float(sampler["steps"]))
+
+    monkeypatch.setattr(sampler_sweep, "Bench", Counted)
+    monkeypatch.setattr(sampler_sweep.Reference, "from_bytes", lambda data: None)
+    worker = sampler_sweep._Sampler({"model": "model", "judge": "judge", "samples": 2, "seed": 0}, gpu=False)
+    assert [worker.run({"steps": steps}, b"")["outcome"]["seconds"] for steps in (1, 2, 3)] == [1, 2, 3]
+    assert Counted.loads == 1
 
 
 def test_a_worker_that_dies_is_replaced(cluster: None, world: Path, capfd: pytest.CaptureFixture[str]) -> None:

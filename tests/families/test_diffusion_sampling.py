@@ -18,6 +18,7 @@ from components.functional.dpm_solver import dpm_solver_pp_2m
 from components.functional.ode_samplers import dopri5, ode
 from components.functional.timesteps import times_of
 from tests.families.small_diffusion import CLASSES, CPU, LEVELS, SIZE, make, named, sampler
+from tests.functional.exact import DeviceCopies
 
 
 @torch.no_grad()
@@ -146,11 +147,12 @@ def test_the_exported_folder_draws_the_same_samples_in_diffusers(tmp_path: Path,
     family = make(prediction=prediction)
     family.export(tmp_path)
     network, scheduler = UNet2DModel.from_pretrained(tmp_path / "unet"), DDIMScheduler.from_pretrained(tmp_path / "scheduler")
-    start, ours = family.sample_pairs(3, 0, sampler(steps=8, spacing="leading", clip=False))
+    start, ours = family.sample_pairs(3, 0, sampler(steps=8))
     scheduler.set_timesteps(8)
     theirs = start
     for step in scheduler.timesteps:
-        theirs = scheduler.step(network(theirs, step, class_labels=torch.arange(3)).sample, step, theirs).prev_sample
+        said = network(theirs, step, class_labels=torch.arange(3)).sample
+        theirs = scheduler.step(said, step, theirs, use_clipped_model_output=True).prev_sample
     assert torch.allclose(ours, theirs, atol=1e-4)
 
 
@@ -166,5 +168,26 @@ def test_noise_becomes_pictures_of_the_labels_given_or_named_or_of_none() -> Non
     assert torch.equal(named_class, family.from_noise(start, named("ddim"), torch.tensor([1, 1])))
     assert torch.allclose(family.from_noise(start, named("ddim", label=1, guidance=0)), family.from_noise(start, named("ddim")), atol=1e-5)
     assert not torch.allclose(named_class, family.from_noise(start, named("ddim")), atol=1e-3)
+    nobody = family.from_noise(start, named("ddim", guidance=0))
+    assert torch.allclose(nobody, family.from_noise(start, named("ddim")), atol=1e-5)
+    assert family.encode(torch.rand(1, 1, *SIZE), named("heun", guidance=0)).isfinite().all()
     with pytest.raises(UserError, match="guidance=2 leads towards a class; give labels"):
         family.from_noise(start, named("ddim", guidance=2))
+
+
+def test_what_is_given_goes_to_the_device_of_the_model() -> None:
+    family, asked = make().to("meta"), []
+    family.network.register_forward_pre_hook(lambda module, inputs: asked.extend(inputs[:3]))
+    rows, labels = torch.rand(2, 1, *SIZE), torch.tensor([0, 2])
+    for found in (family.from_noise(rows, named("ddim"), labels), family.encode(rows, named("heun"), labels)):
+        assert found.device.type == "meta"
+    assert family.interpolate(rows, rows, [0.5], named("heun"), labels).device.type == "meta"
+    assert {value.device.type for value in asked} == {"meta"}
+
+
+@pytest.mark.parametrize("name", ["ddim", "dpm_solver", "heun"])
+def test_a_sampler_copies_nothing_to_the_device_on_its_way(name: str) -> None:
+    family, start, labels = make().to("meta"), torch.rand(2, 1, *SIZE, device="meta"), torch.tensor([0, 2], device="meta")
+    with DeviceCopies() as copies:
+        family.from_noise(start, named(name, guidance=2), labels)
+    assert copies.count == 0

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from components.functional.noise_schedules import (
     Discrete,
@@ -27,6 +29,17 @@ SCHEDULES: dict[str, Schedule] = {
     "VE": VarianceExploding(),
     "straight line": StraightLine(),
 }
+
+
+class DeviceCopies(TorchDispatchMode):
+    """Counts tensors that are copied to another device. The device "meta" stands for one that the host would wait for."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
+        found = func(*args, **(kwargs or {}))
+        self.count += func is torch.ops.aten._to_copy.default and found.device != args[0].device
+        return found
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:

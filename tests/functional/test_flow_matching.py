@@ -13,6 +13,7 @@ from scipy.optimize import linear_sum_assignment
 from scipy.stats import ks_2samp, logistic, norm
 from torch import Tensor
 
+from components.errors import UserError
 from components.functional.flow_matching import logit_normal_times, straightness, transport_cost, transport_pairing
 from components.functional.noise_schedules import StraightLine
 from components.functional.ode_samplers import ode
@@ -34,6 +35,7 @@ def pairs() -> tuple[Tensor, Tensor, Tensor]:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_the_straight_line_is_flow_matchings_and_torchcfms_walked_backwards(pairs: tuple[Tensor, ...], dtype: torch.dtype) -> None:
+    """flow_matching is the peer. torchcfm is not installed, being heavy: its formula is written out here, and says no more than that."""
     x0, eps, t = (value.to(dtype) for value in pairs)
     at = Coefficients.at(StraightLine(), t, x0)
     x_t, velocity = noised(x0, eps, at), target("velocity", x0, eps, at)
@@ -107,6 +109,12 @@ def test_a_constant_velocity_is_straight_and_a_turning_one_is_not() -> None:
     assert straightness(flow(lambda x, t: torch.ones_like(x)), noise, times).abs().max() < 1e-9
     turning = straightness(flow(lambda x, t: torch.full_like(x, math.sin(2 * math.pi * t))), noise, times)
     assert turning.tolist() == pytest.approx([4 * 0.5] * 5, rel=1e-6)  # four pixels, each int sin^2 = 1/2 about a mean of 0
+
+
+@pytest.mark.parametrize("times", [[1.0, 0.5, 0.5, 0.0], [0.0, 0.5, 1.0], [[1.0, 0.0]], [1.5, 0.0]])
+def test_straightness_along_times_that_do_not_fall_is_refused(times: list[float]) -> None:
+    with pytest.raises(UserError, match=r"^times"):
+        straightness(flow(lambda x, t: x), normal(5, 1), torch.tensor(times))
 
 
 def test_straightness_of_gaussians_is_that_of_their_exact_flow() -> None:

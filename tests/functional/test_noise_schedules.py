@@ -10,8 +10,8 @@ from diffusers import DDPMScheduler
 from torch import Tensor
 
 from components.errors import UserError
-from components.functional.noise_schedules import Discrete, Schedule, VariancePreserving, cosine_betas, linear_betas
-from tests.functional.exact import SCHEDULES
+from components.functional.noise_schedules import Discrete, Schedule, Table, VariancePreserving, cosine_betas, linear_betas
+from tests.functional.exact import SCHEDULES, DeviceCopies
 
 TIMES = torch.linspace(0.05, 0.95, 19, dtype=torch.float64) + 0.0004  # between two levels of 1000
 CONTINUOUS = [name for name in SCHEDULES if name not in ("linear", "cosine")]
@@ -138,3 +138,21 @@ def test_a_schedule_takes_times_from_low_precision_without_losing_its_own() -> N
         return (schedule.alpha(torch.tensor(0.5)) - schedule.alpha(torch.tensor(0.5, dtype=torch.float64))).abs().item()
 
     assert max(distance(schedule) for schedule in SCHEDULES.values()) == 0
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_tables_are_copied_to_a_device_once(name: str) -> None:
+    schedule, t = SCHEDULES[name], torch.rand(4, dtype=torch.float64, device="meta")
+    asked = (schedule.alpha, schedule.sigma, schedule.alpha_rate, schedule.sigma_rate)
+    with torch.inference_mode():
+        found = [each(t) for each in asked]
+    assert {value.device.type for value in found} == {"meta"}
+    with DeviceCopies() as copies:
+        for each in asked:
+            each(t)
+    assert copies.count == 0
+    table = Table(torch.arange(3))
+    with torch.inference_mode():
+        first = table.on(t.device)
+    assert table.on(t.device) is first
+    assert not first.is_inference()

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from components.functional.predictions import Coefficients, Denoiser, Prediction, convert, noise_of, noised, target, to_x0_and_eps
-from tests.functional.exact import SCHEDULES, exact_denoiser, normal, two_bumps
+from tests.functional.exact import SCHEDULES, DeviceCopies, exact_denoiser, normal, two_bumps
 
 KINDS: tuple[Prediction, ...] = get_args(Prediction)
 PAIRS = list(itertools.permutations(KINDS, 2))
@@ -111,6 +111,19 @@ def test_results_keep_the_type_of_what_is_denoised() -> None:
     x, t = normal(2, 3).float(), torch.tensor(0.5, dtype=torch.float64)
     denoiser = Denoiser(lambda x, t: x.bfloat16(), "v", SCHEDULES["cosine"])
     assert {value.dtype for value in (*denoiser.x0_and_eps(x, t), denoiser.predict("score", x, t))} == {torch.float32}
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_one_time_for_all_rows_is_never_copied_to_their_device(name: str) -> None:
+    x, t = torch.zeros(2, 3, device="meta"), torch.tensor(0.5, dtype=torch.float64)
+    with DeviceCopies() as copies:
+        at = Coefficients.at(SCHEDULES[name], t, x)
+        for kind in KINDS:
+            assert target(kind, x, x, at).device == x.device
+            assert all(value.device == x.device for value in to_x0_and_eps(kind, x, x, at))
+    assert copies.count == 0
+    assert (at.alpha.device.type, at.alpha.dtype) == ("cpu", torch.float32)
+    assert Coefficients.at(SCHEDULES[name], t.expand(2), x).alpha.device == x.device
 
 
 def test_noise_comes_from_its_generator_alone() -> None:

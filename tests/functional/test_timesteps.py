@@ -121,10 +121,11 @@ def test_the_time_of_noise_by_bisection_equals_the_inverse_function() -> None:
     torch.testing.assert_close(time_of_noise(SCHEDULES["straight line"], noise), noise / (1 + noise), atol=1e-15, rtol=1e-14)
 
 
-@pytest.mark.parametrize("spacing", ["leading", "trailing", "linspace", "quadratic"])
+@pytest.mark.parametrize("spacing", ["leading", "trailing", "linspace", "quadratic", "uniform", "karras"])
 def test_more_steps_than_levels(spacing: str) -> None:
     with pytest.raises(UserError, match="steps: 1001 are more than the 1000 levels"):
         times_of(SCHEDULES["linear"], spacing, 1001)  # type: ignore[arg-type]
+    assert len(times_of(SCHEDULES["linear"], spacing, 1000)) == 1001  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("spacing", ["leading", "quadratic", "uniform", "karras"])
@@ -145,7 +146,7 @@ def test_levels_of_a_schedule_without_levels(spacing: str) -> None:
 @pytest.mark.parametrize(
     ("times", "complaint"),
     [
-        ([0.5, 0.5, 0.0], "0.5 is followed by 0.5; the list must fall strictly"),
+        ([0.5, 0.5, 0.0], "0.5 is followed by 0.5; the list must fall strictly, from noise to data; sort them downwards"),
         ([0.2, 0.6, 1.0], "0.2 is followed by 0.6; the list must fall strictly"),
         ([1.0], "two or more"),
         ([[1.0, 0.0]], "two or more"),

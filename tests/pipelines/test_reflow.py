@@ -196,6 +196,7 @@ def test_killed_in_a_stage_it_goes_on_and_comes_to_the_same(folder: Path, tmp_pa
     [
         (["flow.family=classifier"], "flow.family=classifier cannot do"),
         (["pairs.sampler.label=3"], "label=3: the flow is trained again on every class"),
+        (["pairs.sampler.steps=1"], "sampler.steps=1: one step does not follow the flow"),
         (["pairs.sampler.guidance=2"], "guidance=2.0: the stages are compared without"),
         (["pairs.seed=0"], "pairs.seed=0 and scores.seed=0"),
         (["pairs.rows_per_shard=12"], "rows_per_shard=12"),

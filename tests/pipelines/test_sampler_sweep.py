@@ -14,15 +14,18 @@ import safetensors.torch
 import torch
 
 from components import storage
+from components.config import override
 from components.data.columns import Column
 from components.data.write import write_dataset
 from components.evaluation import generation
 from components.evaluation.sampling import to_images
 from components.families.classifier import Classifier, ClassifierConfig
+from components.families.diffusion import Diffusion, DiffusionConfig
 from components.families.model_folder import SAMPLER, copy_model, load_model, save_model, verify_model
 from components.families.prior import PriorSampler
 from components.sweep.sampling import Bench, SamplingOutcome
 from pipelines.cli import main
+from pipelines.sampler_sweep_config import configure_sampler_sweep, evaluate_command, sampler_of
 from pipelines.sampler_sweep_guide import SamplerSweepGuide
 from pipelines.settings import sampler_settings
 from pipelines.store import Store
@@ -223,6 +226,19 @@ def test_another_sampler_than_the_default_begins_anew(root: Path) -> None:
     assert found("steps=2") == ("ddim", 0.5, 2)
     assert found("sampler=ddim") == ("ddim", 0.5, 4)
     assert found("sampler=dpm_solver") == ("dpm_solver", 0.0, None)
+
+
+def test_the_command_of_the_best_does_not_lean_on_the_written_default(tmp_path: Path) -> None:
+    url = str(tmp_path / "model")
+    network = {"widths": (4,), "attention": (False,), "blocks": 1}
+    save_model(Diffusion(DiffusionConfig.parse({"image_size": (4, 4), "network": network}, "test")), url)
+    config = override(configure_sampler_sweep("diffusion", None, ["steps=choice: [4, 5]"], []), ["base.rtol=1e-4"])
+    for sampler in ({"guidance": 2, "eta": 0.5}, {"sampler": "ddim", "clip": False}, {"sampler": "dpm_solver", "steps": 3}, {}):
+        storage.write_json(f"{url}/{SAMPLER}", {"family": "diffusion", "sampler": sampler, "chosen": {}})
+        for best in ({"guidance": 1.0, "steps": 5}, {"sampler": "ddim", "steps": 5}, {"clip": None, "eta": 0.25}):
+            words = shlex.split(evaluate_command(config, best, "diffusion", "data", "judge"))
+            drawn = sampler_settings(load_model(url), None, [word for word in words if "=" in word])
+            assert drawn == sampler_of(config, best)
 
 
 @pytest.mark.parametrize(
