@@ -19,7 +19,7 @@ from components.config import Config as AnyConfig
 from components.errors import UserError
 from components.families.contract import Batch, DataShape, Family, Phase, PhaseOutput
 from components.families.denoising_sampler import METHODS, DenoisingSampler, Name, method_of, noise_by_row, settled
-from components.families.images import LABEL, classes_in_turn, image_shape, pixels, require_below
+from components.families.images import LABEL, classes_in_turn, image_shape, known_labels, pixels
 from components.functional.ddim import slerp
 from components.functional.likelihood import bits_per_dim, dequantized, log_likelihood
 from components.functional.noise_schedules import Schedule
@@ -160,13 +160,7 @@ class Denoising(Family):
         return (Chart(title="Loss over time", caption=caption, x_label="time", y_label="loss", series=(curve,)),)
 
     def _labels(self, batch: Batch) -> Tensor | None:
-        """Classes (B,) int64, none without classes; raises UserError for one that the model does not know."""
-        if not self.config.num_classes:
-            return None
-        labels = batch[LABEL].long()
-        if labels.device.type == "cpu":  # elsewhere the look would wait for the device
-            require_below(labels, self.config.num_classes, LABEL, "num_classes")
-        return labels
+        return known_labels(batch, self.config.num_classes)
 
     def denoiser(self, labels: Tensor | None = None, guidance: float = 1.0, clip: bool = True) -> Denoiser:
         """What samplers ask, for rows of the classes `labels` (B,); none: of no class.
