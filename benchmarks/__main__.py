@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from benchmarks import (
+    continuous,
     diffusers_peer,
     duality,
     flow_peers,
+    invertible,
     loader,
+    pixelcnn,
     recompute,
     ring,
     sampler_sweep,
@@ -27,9 +30,12 @@ for benchmark in (
     solvers,
     duality,
     recompute,
+    invertible,
     ring,
     diffusers_peer,
     flow_peers,
+    pixelcnn,
+    continuous,
 ):
     print(benchmark.main(), flush=True)
     print(flush=True)

@@ -90,13 +90,13 @@ def measure(table: Table, layers: int) -> None:
         table.add(f"{layers} layers, {name}", *sizes[name], step[name], step[name] / step[PLAIN], difference(model, models[PLAIN]))
 
 
-def main() -> Table:
+def main(arguments: list[str] | None = None) -> Table:
     torch.set_num_threads(1)
     table = Table("a deep Glow", ["flow", "kept MB", "peak MB", "step, CPU s", "ratio", "gradient off by"])
-    for layers in map(int, sys.argv[1:]) if len(sys.argv) > 1 else LAYERS:
+    for layers in map(int, arguments) if arguments else LAYERS:
         measure(table, layers)
     return table
 
 
 if __name__ == "__main__":
-    print(main())
+    print(main(sys.argv[1:]))
