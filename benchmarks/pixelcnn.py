@@ -13,6 +13,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -65,8 +66,8 @@ def _drawing(table: Table, name: str, network: AutoregressiveNetwork) -> None:
     for batch in BATCHES:
         uniform = torch.rand(batch, SHAPE[1] * SHAPE[2])
         contenders: list[Callable[[], object]] = [
-            lambda u=uniform: network.draw(u, None, None, None, _ink),
-            lambda u=uniform: _naive(network, u, NAIVE_PIXELS),
+            partial(network.draw, uniform, None, None, None, _ink),
+            partial(_naive, network, uniform, NAIVE_PIXELS),
         ]
         times = [[_seconds(work) for work in contenders] for _ in range(1 + ROUNDS)][1:]  # the first warms up
         ours, naive = (statistics.median(column) for column in zip(*times, strict=True))
