@@ -36,7 +36,7 @@ LEVELS = 256  # of a number of 8 bits
 ALPHA = 1 / 2048  # a background that is all 0 then spreads over as much of the line as the rest: far sooner learnt than with 0.05
 # Equal steps: those that adaptive ones choose for the rows of one worker are others than for the rows of another, within the tolerances.
 RK4 = {"method": "rk4", "steps": 4}
-CONTINUOUS_PROOF: dict[str, object] = {"network": {"kind": "continuous", "widths": (48, 48), "solver": RK4, "test_solver": RK4}}
+CONTINUOUS: dict[str, object] = {"kind": "continuous", "widths": (48, 48), "solver": RK4, "test_solver": RK4}
 
 
 class FlowConfig(Config):
@@ -89,7 +89,8 @@ class Flow(Family):
             "images", {"network": {"kind": "nice", "layers": 1, "width": 32, "prior": "normal"}}, OptimizerConfig(lr=5e-3), 80, 0.4
         ),
         "realnvp": Proof("points", {"network": {"kind": "realnvp", "width": 32}}, OptimizerConfig(lr=1e-2), 80, 0.75),
-        "continuous": Proof("points", CONTINUOUS_PROOF, OptimizerConfig(lr=2e-2), 100, 0.75),
+        "continuous": Proof("points", {"network": CONTINUOUS}, OptimizerConfig(lr=2e-2), 100, 0.75),
+        "hutchinson": Proof("points", {"network": CONTINUOUS | {"divergence": "hutchinson"}}, OptimizerConfig(lr=2e-2), 100, 0.8),
     }
 
     def __init__(self, config: FlowConfig) -> None:
