@@ -94,7 +94,7 @@ def peer(folder: Path, layout: torch.memory_format) -> Draw:
     from diffusers import DDIMScheduler, UNet2DModel
 
     model: Any = UNet2DModel.from_pretrained(folder / "unet", low_cpu_mem_usage=False).eval().to(memory_format=layout)
-    scheduler = DDIMScheduler.from_pretrained(folder / "scheduler", timestep_spacing="leading", clip_sample=False)
+    scheduler = DDIMScheduler.from_pretrained(folder / "scheduler", timestep_spacing=DDIM.spacing, clip_sample=DDIM.clip)
 
     def draw(start: Tensor, labels: Tensor) -> Tensor:
         scheduler.set_timesteps(DDIM.steps)

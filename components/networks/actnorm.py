@@ -9,19 +9,16 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from components.networks.bijection import Bijection
+from components.networks.bijection import DataDependent
 
 
-class ActNorm(Bijection):
+class ActNorm(DataDependent):
     """y = (x + bias) exp(log_scale), channel by channel; data begin with mean 0 and standard deviation 1. No running statistics."""
-
-    initialized: Tensor
 
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.bias = nn.Parameter(torch.zeros(channels))
         self.log_scale = nn.Parameter(torch.zeros(channels))
-        self.register_buffer("initialized", torch.zeros((), dtype=torch.bool))  # saved: a loaded model must not begin anew
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         bias, log_scale = self._like(x)
@@ -31,15 +28,11 @@ class ActNorm(Bijection):
         bias, log_scale = self._like(y)
         return y * (-log_scale).exp() - bias
 
-    @torch.no_grad()
-    def initialize(self, x: Tensor) -> Tensor:
-        if not self.initialized:
-            others = [dim for dim in range(x.dim()) if dim != 1]
-            exact = x.double()
-            self.bias.copy_(-exact.mean(others))
-            self.log_scale.copy_(-exact.std(others, correction=0).clamp(min=1e-6).log())
-            self.initialized.fill_(True)
-        return self(x)[0]
+    def _begin(self, x: Tensor) -> None:
+        others = [dim for dim in range(x.dim()) if dim != 1]
+        exact = x.double()
+        self.bias.copy_(-exact.mean(others))
+        self.log_scale.copy_(-exact.std(others, correction=0).clamp(min=1e-6).log())
 
     def _like(self, x: Tensor) -> tuple[Tensor, Tensor]:
         shape = (1, -1, *[1] * (x.dim() - 2))

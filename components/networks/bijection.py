@@ -36,6 +36,26 @@ class Bijection(nn.Module):
         return self(x)[0]
 
 
+class DataDependent(Bijection):
+    """A bijection that begins from the first rows it is given; a loaded one does not begin anew."""
+
+    initialized: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("initialized", torch.zeros((), dtype=torch.bool))  # saved
+
+    @torch.no_grad()
+    def initialize(self, x: Tensor) -> Tensor:
+        if not self.initialized:
+            self._begin(x)
+            self.initialized.fill_(True)
+        return self(x)[0]
+
+    def _begin(self, x: Tensor) -> None:
+        raise NotImplementedError
+
+
 class BijectionChain(InvertibleChain):
     """Bijections one after another: a bijection itself."""
 

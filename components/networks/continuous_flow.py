@@ -17,7 +17,7 @@ from torch import Tensor
 
 from components.config import Config
 from components.functional.continuous import Carried, Divergence, Solver, carried, coordinates, signs
-from components.functional.ode_samplers import NoStepError, State, VectorField, runge_kutta
+from components.functional.ode_samplers import NoStepError, State, VectorField
 from components.networks.actnorm import ActNorm
 from components.networks.bijection import BijectionChain, FlowNetwork, Objective, prior_log_prob
 from components.networks.concatsquash import Activation, ConcatSquashField
@@ -157,5 +157,5 @@ class ContinuousFlow(FlowNetwork):
 
 def _not_a_number(field: VectorField, state: State, start: float, end: float) -> State:
     """NaN that depends on all weights, whose gradients other workers wait for."""
-    times = torch.tensor([start, end], dtype=torch.float64, device=state[0].device)
-    return tuple(part * math.nan for part in runge_kutta(field, state, times, "euler"))
+    step = SolverConfig(method="euler", steps=1).solver()
+    return tuple(part * math.nan for part in step(field, state, start, end))

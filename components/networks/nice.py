@@ -9,7 +9,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from components.networks.bijection import Bijection, BijectionChain, ChainFlow, ChainFlowConfig, Prior
+from components.networks.bijection import Bijection, BijectionChain, ChainFlow, ChainFlowConfig, DataDependent, Prior
 from components.networks.coupling import Coupling, Permutation, dense_conditioner, inverse_order
 
 
@@ -65,15 +65,12 @@ class LinearBeside(nn.Module):
         return self.network(x) + self.linear(x)
 
 
-class Centring(Bijection):
+class Centring(DataDependent):
     """y = x + b, number by number; b begins where the mean of data comes out as 0, which else takes thousands of steps to learn."""
-
-    initialized: Tensor
 
     def __init__(self, dims: int) -> None:
         super().__init__()
         self.bias = nn.Parameter(torch.zeros(dims))
-        self.register_buffer("initialized", torch.zeros((), dtype=torch.bool))
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         return x + self.bias, x.new_zeros(len(x))
@@ -81,23 +78,16 @@ class Centring(Bijection):
     def inverse(self, y: Tensor) -> Tensor:
         return y - self.bias
 
-    @torch.no_grad()
-    def initialize(self, x: Tensor) -> Tensor:
-        if not self.initialized:
-            self.bias.copy_(-x.double().mean(0))
-            self.initialized.fill_(True)
-        return self(x)[0]
+    def _begin(self, x: Tensor) -> None:
+        self.bias.copy_(-x.double().mean(0))
 
 
-class Scaling(Bijection):
+class Scaling(DataDependent):
     """y = exp(S) x, number by number; S begins where data come out with a standard deviation of 1."""
-
-    initialized: Tensor
 
     def __init__(self, dims: int) -> None:
         super().__init__()
         self.log_scale = nn.Parameter(torch.zeros(dims))
-        self.register_buffer("initialized", torch.zeros((), dtype=torch.bool))
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         return x * self.log_scale.exp(), self.log_scale.sum().expand(len(x))
@@ -105,12 +95,8 @@ class Scaling(Bijection):
     def inverse(self, y: Tensor) -> Tensor:
         return y * (-self.log_scale).exp()
 
-    @torch.no_grad()
-    def initialize(self, x: Tensor) -> Tensor:
-        if not self.initialized:
-            self.log_scale.copy_(-x.double().std(0, correction=0).clamp(min=1e-6).log())
-            self.initialized.fill_(True)
-        return self(x)[0]
+    def _begin(self, x: Tensor) -> None:
+        self.log_scale.copy_(-x.double().std(0, correction=0).clamp(min=1e-6).log())
 
 
 class Reshape(Bijection):

@@ -38,17 +38,20 @@ class SolverConfig(Config):
 
     def solver(self, adjoint: tuple[Tensor, ...] | None = None) -> Solver:
         """The solver; with the field's weights as `adjoint`, gradients come from the adjoint equation."""
-        method, steps = self.method, self.steps or STEPS
+        if self.method == "dopri5":
 
-        def adaptive(field: VectorField, state: State, start: float, end: float) -> State:
-            times = torch.tensor([start, end], dtype=torch.float64)
-            return solve(field, state, times, rtol=self.rtol or TOLERANCE, atol=self.atol or TOLERANCE, adjoint=adjoint)
+            def adaptive(field: VectorField, state: State, start: float, end: float) -> State:
+                times = torch.tensor([start, end], dtype=torch.float64)
+                return solve(field, state, times, rtol=self.rtol or TOLERANCE, atol=self.atol or TOLERANCE, adjoint=adjoint)
+
+            return adaptive
+        method, steps = self.method, self.steps or STEPS
 
         def equal(field: VectorField, state: State, start: float, end: float) -> State:
             times = torch.linspace(start, end, steps + 1, dtype=torch.float64, device=state[0].device)
-            return runge_kutta(field, state, times, method)  # type: ignore[arg-type]
+            return runge_kutta(field, state, times, method)
 
-        return adaptive if method == "dopri5" else equal
+        return equal
 
     def settled(self) -> SolverConfig:
         """With nothing left open."""

@@ -62,12 +62,8 @@ def alien_checkpoint(root: Path) -> None:
     (place / "checkpoint.json").write_text(json.dumps({"format_version": 1, "step": 1, "family": "prior", "score": None, "sha256": {}}))
 
 
-def unlabelled(root: Path) -> None:
-    write_npz(root / "plain.npz", image=images((32, 1, 28, 28)))
-    assert main(["prepare", str(root / "plain.npz"), str(root / "unlabelled"), *LOCAL, "--json"]) == 0
-
-
-def prepare_pictures(root: Path, shape: tuple[int, ...]) -> None:
+def prepare_pictures(root: Path, shape: tuple[int, ...] = (32, 1, 28, 28)) -> None:
+    """A data set of pictures without labels."""
     write_npz(root / "pictures.npz", image=images(shape))
     assert main(["prepare", str(root / "pictures.npz"), str(root / "prepared"), *LOCAL, "--json"]) == 0
 
@@ -250,7 +246,7 @@ DATA_SETS = [
         "index that is no JSON", CLASSIFIER, ("index.json", "not valid JSON"), lambda root: (root / "data" / "index.json").write_text("{")
     ),
     Case("data of another kind", ("train", "prior", "{data}", *TINY["prior"], *TRAIN), ("image", "codes")),
-    Case("pictures without labels", ("train", "classifier", "{root}/unlabelled", *TRAIN), ("label",), unlabelled),
+    Case("pictures without labels", ("train", "classifier", "{root}/prepared", *TRAIN), ("label",), prepare_pictures),
 ]
 
 MODELS = [
